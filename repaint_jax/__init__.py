@@ -1,0 +1,37 @@
+"""RePaint inpainting for JAX and Flax, as pure functions."""
+
+from repaint_jax import masks, metrics, models
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.inpaint import inpaint
+from repaint_jax.models import linen_model_fn, nnx_model_fn
+from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.scheduler import (
+    RePaintSchedulerOutput,
+    RePaintSchedulerState,
+    add_noise,
+    create_state,
+    scale_model_input,
+    set_timesteps,
+    step,
+    undo_step,
+)
+
+__all__ = [
+    "RePaintPipeline",
+    "RePaintSchedulerConfig",
+    "RePaintSchedulerOutput",
+    "RePaintSchedulerState",
+    "add_noise",
+    "create_state",
+    "inpaint",
+    "linen_model_fn",
+    "masks",
+    "metrics",
+    "models",
+    "nnx_model_fn",
+    "scale_model_input",
+    "set_timesteps",
+    "step",
+    "undo_step",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,263 @@
+"""The command line, `repaint-jax`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from repaint_jax import __version__
+
+DEMO_SAMPLES = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors are one sentence on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, FloatingPointError, ImportError, OSError) as error:
+        print(f"repaint-jax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"repaint-jax {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="repaint-jax",
+        description="Fill holes in images with an unconditional diffusion model.",
+    )
+    parser.add_argument("--version", action="version", version=f"repaint-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+
+    demo = commands.add_parser(
+        "demo",
+        help="inpaint bundled pictures with the bundled model",
+        description="Inpaint bundled held-out pictures under different masks and write one picture.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax demo -o demo.png",
+    )
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write")
+    _add_chain_options(demo, num_samples=DEMO_SAMPLES, steps=50, jump_length=5, jump_n_sample=5)
+    demo.set_defaults(run=_demo)
+
+    inpaint = commands.add_parser(
+        "inpaint",
+        help="inpaint a picture of yours",
+        description="Fill the black part of MASK in IMAGE; its white part is kept exactly.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4",
+    )
+    inpaint.add_argument("image", type=Path, metavar="IMAGE", help="picture of the model's size")
+    inpaint.add_argument("mask", type=Path, metavar="MASK", help="white keeps, black inpaints")
+    inpaint.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="picture to write; several samples become OUT-1.png, OUT-2.png, ...",
+    )
+    inpaint.add_argument(
+        "--resize", action="store_true", help="resize picture and mask to the model's size"
+    )
+    _add_chain_options(inpaint, num_samples=1, steps=250, jump_length=10, jump_n_sample=10)
+    inpaint.set_defaults(run=_inpaint)
+
+    train = commands.add_parser(
+        "train",
+        help="train a model on a folder of pictures",
+        description="Train an unconditional diffusion model; the same command again resumes it.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax train photos/ -o run --image-size 32 --train-steps 20000",
+    )
+    train.add_argument(
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="folder of pictures, or of Fashion-MNIST's train-images-idx3-ubyte.gz",
+    )
+    train.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder for checkpoints, samples, model"
+    )
+    train.add_argument("--unet-config", type=Path, help="architecture, as diffusers' unet/config.json")
+    train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
+    train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
+    train.add_argument("--train-steps", type=int, default=20_000, help="optimiser steps")
+    train.add_argument("--batch-size", type=int, default=32, help="pictures a step")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
+    train.add_argument("--warmup-steps", type=int, default=500, help="up to --learning-rate")
+    train.add_argument("--decay-fraction", type=float, default=0.2, help="share of steps, down to 0")
+    train.add_argument("--ema-decay", type=float, default=0.999, help="of the averaged weights")
+    train.add_argument("--prediction-type", default="epsilon", help="or sample, v_prediction")
+    train.add_argument("--timestep-density", default="uniform", help="or lognormal")
+    train.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps")
+    train.add_argument("--seed", type=int, default=0, help="of everything random")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_chain_options(
+    parser: argparse.ArgumentParser,
+    *,
+    num_samples: int,
+    steps: int,
+    jump_length: int,
+    jump_n_sample: int,
+) -> None:
+    parser.add_argument(
+        "--model",
+        default="bundled",
+        help="diffusers folder, repository of the Hugging Face hub, or 'bundled'",
+    )
+    parser.add_argument("--steps", type=int, default=steps, help="inference steps T")
+    parser.add_argument("--jump-length", type=int, default=jump_length, help="steps a jump goes back")
+    parser.add_argument(
+        "--jump-n-sample", type=int, default=jump_n_sample, help="passes through each stretch"
+    )
+    parser.add_argument("--eta", type=float, default=0.0, help="share of DDPM's noise, 0 to 1")
+    parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    import jax
+    import numpy as np
+
+    from repaint_jax import masks
+    from repaint_jax.images import image_to_array, open_image
+    from repaint_jax.pipeline import RePaintPipeline, bundled_folder
+    from repaint_jax.plots import inpainting_grid
+
+    _check_output(options.output)
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    paths = sorted((bundled_folder() / "images").glob("*.png"))
+    images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in paths])
+    height, width, _ = pipe.image_shape
+    wide_key, narrow_key = jax.random.split(jax.random.key(6))
+    holes = {
+        "Half": masks.half(height, width),
+        "Wide": masks.wide(height, width, wide_key),
+        "Narrow": masks.narrow(height, width, narrow_key),
+        "Expand": masks.expand(height, width),
+        "Alternating lines": masks.alternating_lines(height, width),
+        "Super-resolution": masks.super_resolution(height, width),
+    }
+    mask = np.stack([np.asarray(hole) for hole in holes.values()])
+    images = images[: len(mask)]
+    samples = _run_pipeline(options, pipe, images, mask, output_type="jax")
+    grid = inpainting_grid(
+        images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
+    )
+    _save(grid, options.output)
+    print(f"wrote {options.output}: {len(images)} pictures, {options.num_samples} samples each")
+    return 0
+
+
+def _inpaint(options: argparse.Namespace) -> int:
+    from repaint_jax.images import open_image, resize
+    from repaint_jax.pipeline import RePaintPipeline
+
+    _check_output(options.output)
+    image, mask = open_image(options.image), open_image(options.mask)
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    if options.resize:
+        image, mask = (resize(picture, pipe.image_shape) for picture in (image, mask))
+    pictures = _run_pipeline(options, pipe, image, mask, output_type="pil")
+    outputs = [options.output]
+    if options.num_samples > 1:
+        stem, suffix = options.output.stem, options.output.suffix
+        outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
+    for picture, output in zip(pictures, outputs, strict=True):
+        _save(picture, output)
+        print(f"wrote {output}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from repaint_jax.datasets import read_images
+    from repaint_jax.models import UNet2DConfig
+    from repaint_jax.training import TrainingConfig, train_unet2d
+
+    config = TrainingConfig(
+        num_steps=options.train_steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        decay_fraction=options.decay_fraction,
+        ema_decay=options.ema_decay,
+        prediction_type=options.prediction_type,
+        timestep_density=options.timestep_density,
+        seed=options.seed,
+    )
+    images = read_images(options.data, options.image_size, grey=options.grey)
+    model = train_unet2d(
+        config,
+        images,
+        options.output,
+        unet_config=UNet2DConfig.from_file(options.unet_config) if options.unet_config else None,
+        checkpoint_every=options.checkpoint_every,
+    )
+    print(f"wrote {model}")
+    return 0
+
+
+def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any, output_type: str) -> Any:
+    import jax
+
+    from repaint_jax.scheduler import set_timesteps
+
+    schedule = (options.steps, options.jump_length, options.jump_n_sample)
+    num_model_calls = set_timesteps(pipe.state, *schedule).num_model_calls
+    with _progress_bar(num_model_calls) as progress:
+        return pipe(
+            image,
+            mask,
+            options.steps,
+            options.eta,
+            options.jump_length,
+            options.jump_n_sample,
+            key=jax.random.key(options.seed),
+            num_samples=options.num_samples,
+            output_type=output_type,
+            progress=progress,
+        ).images
+
+
+@contextmanager
+def _progress_bar(num_model_calls: int | None) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=num_model_calls, unit="call", desc="model calls") as bar:
+        yield lambda calls_done: bar.update(int(calls_done) - bar.n)
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output that cannot be written before anything is computed."""
+    from PIL import Image
+
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise ValueError(f"--output is {path}, expected a picture's name such as out.png")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output is {path}, but the folder {path.parent} does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output is {path}, which cannot be written")
+
+
+def _save(picture: Any, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
+    try:
+        picture.save(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Training images from disk, all of them in memory as uint8."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repaint_jax.images import PIL_MODES, open_image
+
+IDX_NAME = "train-images-idx3-ubyte.gz"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_images(folder: Path, image_size: int, *, grey: bool) -> NDArray[np.uint8]:  # [N, H, W, C]
+    """Read all training images below a folder.
+
+    Args:
+        folder: holds Fashion-MNIST's `train-images-idx3-ubyte.gz`, or pictures at any depth.
+        image_size: pictures are cropped to their central square and resized to this side.
+        grey: read pictures as one channel instead of three.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    if (folder / IDX_NAME).is_file():
+        return read_idx_images(folder / IDX_NAME)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds neither {IDX_NAME} nor pictures ({', '.join(SUFFIXES)})")
+    mode = PIL_MODES[1 if grey else 3]
+    return np.stack([_central_square(open_image(path), image_size, mode) for path in paths])
+
+
+def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
+    """Read an `*-images-idx3-ubyte.gz` file of the MNIST family."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        magic, count, height, width = struct.unpack_from(">4i", data)
+    except (EOFError, OSError, struct.error) as error:
+        raise ValueError(f"{path} is not a whole idx.gz file: {error}") from None
+    if magic != 2051:
+        raise ValueError(f"{path} is not an idx file of images: magic number {magic}, expected 2051")
+    pixels = np.frombuffer(data, np.uint8, offset=16)
+    if pixels.size != count * height * width:
+        raise ValueError(f"{path} holds {pixels.size} pixels, expected {count} images of {height}x{width}")
+    return pixels.reshape(count, height, width, 1)
+
+
+def _central_square(image: Image.Image, side: int, mode: str) -> NDArray[np.uint8]:
+    shorter = min(image.size)
+    left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
+    square = image.convert(mode).crop((left, top, left + shorter, top + shorter))
+    pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,99 @@
+"""Between pictures of 8 bits and arrays in [-1, 1]."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+PIL_MODES = {1: "L", 3: "RGB"}
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read a picture of 8 bits per channel, or say in one sentence why not."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a picture that can be read: {error}") from None
+    return image
+
+
+def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Turn a picture into [H, W, C] in [-1, 1].
+
+    Args:
+        image: a PIL image of 8 bits per channel (converted between grey and colour, transparency
+            dropped); a uint8 array, 0..255; or a floating array in [-1, 1]; arrays are [H, W] or
+            [H, W, C].
+        image_shape: the [H, W, C] that it must have.
+
+    Raises:
+        ValueError: on another size, another number of channels, and values outside the range.
+    """
+    channels = image_shape[-1]
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel")
+        image = np.asarray(image.convert(PIL_MODES[channels]))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape != image_shape:
+        raise ValueError(
+            f"image has shape {array.shape}, expected the model's {image_shape} (height, width, channels)"
+        )
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 127.5 - 1
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"image has dtype {array.dtype}, expected uint8 or a floating dtype")
+    if not np.all((array >= -1) & (array <= 1)):  # false for NaN too
+        raise ValueError("image has values that are not in [-1, 1]")
+    return array.astype(np.float32)
+
+
+def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Turn a mask into [H, W, 1] of zeros (inpaint) and ones (keep).
+
+    Args:
+        mask: a PIL image, white keeps and black inpaints; or an array, bool, uint8 0..255 or floating
+            in [0, 1], of shape [H, W] or [H, W, 1]. Values are rounded at the middle of their range.
+        image_shape: [H, W, C] of the image that it belongs to.
+    """
+    if isinstance(mask, Image.Image):
+        if mask.mode.startswith(("I", "F")):
+            raise ValueError(f"mask has mode {mask.mode}, expected 8 bits per channel")
+        mask = np.asarray(mask.convert("L"))
+    array = np.asarray(mask)
+    if array.ndim == 2:
+        array = array[..., None]
+    expected = (*image_shape[:2], 1)
+    if array.shape != expected:
+        raise ValueError(f"mask has shape {array.shape}, expected {expected} (height, width, 1)")
+    if array.dtype == np.uint8:
+        return (array >= 128).astype(np.float32)
+    if array.dtype != bool and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"mask has dtype {array.dtype}, expected bool, uint8 or a floating dtype")
+    if not np.all((array >= 0) & (array <= 1)):
+        raise ValueError("mask has values that are not in [0, 1]")
+    return (array >= 0.5).astype(np.float32)
+
+
+def resize(image: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Resize a picture to the model's height and width; masks stay black and white when thresholded."""
+    height, width, _ = image_shape
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def array_to_uint8(array: Any) -> NDArray[np.uint8]:
+    """Turn values in [-1, 1] into 0..255, clipped; what `image_to_array` read comes back exactly."""
+    return np.round(np.clip((np.asarray(array, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def array_to_pil(array: Any) -> Image.Image:
+    """Turn [H, W, C] in [-1, 1] into a PIL image."""
+    pixels = array_to_uint8(array)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

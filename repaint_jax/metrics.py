@@ -1,0 +1,41 @@
+"""How good a set of inpainted samples is. NumPy."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
+    """Energy score of samples for one image: E|X - y| - E|X - X'|/2, lower is better.
+
+    A strictly proper score (Gneiting and Raftery 2007, section 4.3): in expectation only samples from the
+    true posterior have the lowest. |.| is the Euclidean norm over the inpainted pixels, and the
+    expectations run over all samples and all pairs of different samples.
+
+    Args:
+        samples: [n, H, W, C], n at least 2.
+        truth: [H, W, C], the image before pixels were removed.
+        mask: broadcastable to [H, W, C]; pixels with 0 count.
+    """
+    samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
+    if len(samples) < 2:
+        raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
+    unknown = np.broadcast_to(np.asarray(mask) == 0, truth.shape)
+    x, y = samples[:, unknown], truth[unknown]
+    to_truth = np.linalg.norm(x - y, axis=1).mean()
+    return float(to_truth - diversity(samples, mask) / 2)
+
+
+def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
+    """Mean distance E|X - X'| between two different samples over the inpainted pixels."""
+    samples = np.asarray(samples, np.float64)
+    unknown = np.broadcast_to(np.asarray(mask) == 0, samples.shape[1:])
+    x = samples[:, unknown]
+    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    return float(distances.sum() / (len(x) * (len(x) - 1)))
+
+
+def rmse_of_mean(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
+    """Root mean squared error of the samples' mean over the inpainted pixels."""
+    samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
+    unknown = np.broadcast_to(np.asarray(mask) == 0, truth.shape)
+    return float(np.sqrt(np.mean((samples.mean(0) - truth)[unknown] ** 2)))

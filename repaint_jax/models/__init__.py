@@ -1,0 +1,14 @@
+"""Networks, their checkpoints, and the adapters from Flax modules to `model_fn`."""
+
+from repaint_jax.models.adapters import linen_model_fn, nnx_model_fn
+from repaint_jax.models.checkpoints import load_unet2d, save_unet2d
+from repaint_jax.models.unet2d import UNet2D, UNet2DConfig
+
+__all__ = [
+    "UNet2D",
+    "UNet2DConfig",
+    "linen_model_fn",
+    "load_unet2d",
+    "nnx_model_fn",
+    "save_unet2d",
+]

@@ -1,0 +1,38 @@
+"""From a Flax module to the `model_fn(params, sample, timestep)` that `inpaint` takes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+from flax import linen, nnx
+
+ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+def linen_model_fn(module: linen.Module) -> ModelFn:
+    """Adapt a linen module whose `__call__` takes (sample, timestep).
+
+    The params to pass to `inpaint` are what `module.init` returned, or its entry "params" alone. Make the
+    function once and keep it: `inpaint` compiles anew for every new function.
+    """
+
+    def model_fn(params: Any, sample: jax.Array, timestep: jax.Array) -> jax.Array:
+        whole = isinstance(params, Mapping) and "params" in params
+        output = module.apply(params if whole else {"params": params}, sample, timestep)
+        return cast(jax.Array, output)
+
+    return model_fn
+
+
+def nnx_model_fn(module: nnx.Module) -> tuple[ModelFn, nnx.State]:
+    """Split an NNX module whose `__call__` takes (sample, timestep) into a function and its params.
+
+    Make the function once and keep it: `inpaint` compiles anew for every new function. Modules with dropout
+    or batch statistics should be put into inference mode by `module.eval()` first.
+    """
+    graphdef, params = nnx.split(module)
+
+    def model_fn(params: Any, sample: jax.Array, timestep: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params)(sample, timestep)
+
+    return model_fn, params

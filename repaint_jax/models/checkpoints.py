@@ -1,0 +1,104 @@
+"""Models in diffusers' folder layout: `config.json` and safetensors weights under diffusers' names.
+
+A Flax parameter is a torch tensor under another name and with its axes in another order: convolution
+kernels are HWIO here and OIHW there, the matrices of linear layers are transposed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from repaint_jax.hub import find_file
+from repaint_jax.models.unet2d import UNet2D, UNet2DConfig
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_FLAX_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def load_unet2d(
+    path_or_repo: str | Path, subfolder: str | None = None, *, dtype: Any = jnp.float32
+) -> UNet2D:
+    """Load a `UNet2DModel` that diffusers, or `save_unet2d`, saved as safetensors.
+
+    Args:
+        path_or_repo: the folder with `config.json`, or a repository of the Hugging Face hub.
+        subfolder: folder in it; pipelines keep their model under "unet".
+        dtype: of the parameters, and so of the model's arithmetic.
+
+    Raises:
+        FileNotFoundError: no such folder or file.
+        ValueError: a file that is damaged, or whose tensors are not the architecture's.
+    """
+    config_path = find_file(path_or_repo, CONFIG_NAME, subfolder)
+    weights_path = find_file(path_or_repo, WEIGHTS_NAME, subfolder)
+    config = UNet2DConfig.from_file(config_path)
+    module = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
+    _load_parameters(module, weights_path, dtype)
+    return module
+
+
+def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) -> None:
+    """Write `config.json` and safetensors weights that diffusers' `UNet2DModel` loads.
+
+    Args:
+        module: the model.
+        folder: created where it is missing.
+        dtype: of the stored weights, a NumPy dtype; float16 halves the file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        _torch_name(path): np.ascontiguousarray(_permuted(variable[...], _TORCH_AXES).astype(dtype))
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
+    text = json.dumps(module.config.to_dict(), indent=2) + "\n"
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _load_parameters(module: nnx.Module, weights_path: Path, dtype: Any) -> None:
+    state = nnx.state(module, nnx.Param)
+    try:
+        with safe_open(weights_path, framework="numpy") as file:
+            missing = set(file.keys())
+            loaded = []
+            for path, variable in nnx.to_flat_state(state):
+                name = _torch_name(path)
+                if name not in missing:
+                    raise ValueError(f"{weights_path} lacks the tensor {name}")
+                missing.remove(name)
+                tensor = _permuted(file.get_tensor(name), _FLAX_AXES)
+                if tensor.shape != variable.shape:
+                    raise ValueError(
+                        f"{weights_path}: {name} has shape {tensor.shape} in Flax's order of axes, "
+                        f"expected {variable.shape}"
+                    )
+                if not np.isfinite(tensor).all():
+                    raise ValueError(f"{weights_path}: {name} has values that are not finite")
+                loaded.append((path, variable.replace(jnp.asarray(tensor, dtype))))
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path} is not a whole safetensors file: {error}") from None
+    if missing:
+        raise ValueError(f"{weights_path} has a tensor that the model lacks: {min(missing)}")
+    nnx.update(module, nnx.from_flat_state(loaded))
+
+
+def _torch_name(path: tuple[Any, ...]) -> str:
+    *modules, leaf = map(str, path)
+    return ".".join([*modules, _TORCH_LEAVES[leaf]])
+
+
+def _permuted(array: Any, axes: dict[int, tuple[int, ...]]) -> NDArray[Any]:
+    array = np.asarray(array)
+    return array.transpose(axes[array.ndim])

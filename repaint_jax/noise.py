@@ -1,0 +1,64 @@
+"""Noise schedules and the ladders of timesteps that inference visits. NumPy, float64.
+
+`alphas_cumprod[t]` (abar_t in the papers) is the share of signal variance left at training timestep
+`t`: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z (Ho et al. 2020, arXiv 2006.11239, eq. 4). Near the
+clean end 1 - abar_t is tiny, so everything here is computed in float64 and rounded to float32 only
+where the scheduler stores it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+
+_MAX_COSINE_BETA = 0.999  # Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2
+
+
+def betas(
+    schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float
+) -> NDArray[np.float64]:  # [num_train_timesteps]
+    """Variance added by each training step, for one of `BETA_SCHEDULES`."""
+    if schedule == "linear":
+        return np.linspace(beta_start, beta_end, num_train_timesteps)
+    if schedule == "scaled_linear":
+        return np.square(np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps))
+    if schedule == "squaredcos_cap_v2":
+        time = np.arange(num_train_timesteps + 1) / num_train_timesteps
+        abar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - abar[1:] / abar[:-1], _MAX_COSINE_BETA)
+    if schedule == "sigmoid":
+        logits = np.linspace(-6, 6, num_train_timesteps)
+        return beta_start + (beta_end - beta_start) / (1 + np.exp(-logits))
+    raise ValueError(f"beta_schedule is {schedule!r}, expected one of {', '.join(BETA_SCHEDULES)}")
+
+
+def alphas_cumprod(betas: Sequence[float] | NDArray[np.floating]) -> NDArray[np.floating]:
+    """Product of the signal shares 1 - beta up to and with each training step."""
+    return np.cumprod(1 - np.asarray(betas, np.float64))
+
+
+def ladder(
+    spacing: str, num_train_timesteps: int, num_inference_steps: int
+) -> NDArray[np.int64]:  # [num_inference_steps], increasing
+    """Training timesteps that inference visits, from the cleanest to the noisiest.
+
+    "leading" is 0, n, 2n, ... with n = num_train // num_inference, as in DDPM's and diffusers' code;
+    "trailing" ends on the last training step and "linspace" holds both ends (Lin et al. 2023,
+    arXiv 2305.08891, table 2). "linspace" is also the respacing of the official RePaint code.
+    """
+    if spacing == "leading":
+        return np.arange(num_inference_steps) * (num_train_timesteps // num_inference_steps)
+    if spacing == "trailing":
+        steps = np.arange(num_inference_steps, 0, -1) / num_inference_steps
+        return (
+            np.round(num_train_timesteps * (1 - steps) + num_train_timesteps / num_inference_steps).astype(
+                np.int64
+            )
+            - 1
+        )
+    if spacing == "linspace":
+        return np.round(np.linspace(0, num_train_timesteps - 1, num_inference_steps)).astype(np.int64)
+    raise ValueError(f"timestep_spacing is {spacing!r}, expected one of {', '.join(TIMESTEP_SPACINGS)}")

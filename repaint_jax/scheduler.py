@@ -1,0 +1,534 @@
+"""RePaint's state, its reverse step and its undo step (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
+
+A ladder of T inference steps gives T + 1 noise levels: level k has abar = alphas_cumprod[ladder[k]], and
+level -1 is the clean image with abar = 1. A reverse step takes the sample from level k to k - 1, an undo
+step (the paper's line 10) from k - 1 to k. In the paper's letters, with a and p the abar of levels k and
+k - 1, x the sample, m the mask and z, z' standard Gaussians:
+
+    x0      = clip((x - sqrt(1 - a) eps) / sqrt(a))                                pred_original_sample
+    s2      = eta^2 (1 - p)/(1 - a) (1 - a/p)                                      DDIM, eq. 16
+    unknown = sqrt(p) x0 + sqrt(1 - p - s2) eps + sqrt(s2) z                       line 7
+    known   = sqrt(p) x_original + sqrt(1 - p) z'                                  line 5
+    x       = m known + (1 - m) unknown                                            line 8
+
+Line 5 as printed scales its noise by 1 - p; it must be the square root.
+"""
+
+import dataclasses
+import warnings
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repaint_jax import jumps, noise
+from repaint_jax.config import RePaintSchedulerConfig, check_int
+
+
+class LevelCoefficients(NamedTuple):
+    """What a step from or to a level needs. Every field is [T] in a state, and [] in a step."""
+
+    timestep: jax.Array  # int32, what the model is told
+    signal: jax.Array  # sqrt(a)
+    noise: jax.Array  # sqrt(1 - a)
+    prev_signal: jax.Array  # sqrt(p)
+    prev_noise_variance: jax.Array  # 1 - p
+    direction: jax.Array  # sqrt(1 - p - s2)
+    variance_share: jax.Array  # eta^2, and 0 in the step to the clean image
+    variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 its value at level 1
+    variance_large: jax.Array  # 1 - a/p
+    known_share: jax.Array  # 1, or 0 where no known pixels are put in
+    undo_variance: jax.Array  # 1 - a/p, the noise of an undo step up to this level
+
+
+class ResamplingSchedule(NamedTuple):
+    """A chain with time jumps, an entry for each model call."""
+
+    levels: LevelCoefficients  # of each level of the ladder
+    call_levels: jax.Array  # [num_model_calls] int32, the level of each model call
+    jump_variances: jax.Array  # [num_model_calls], noise of the jump that follows; 0 where none does
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "timesteps", "schedule"],
+    meta_fields=["config", "num_inference_steps", "num_model_calls"],
+)
+@dataclasses.dataclass(frozen=True)
+class RePaintSchedulerState:
+    """A scheduler's precomputed arrays; made by `create_state` and `set_timesteps`, never changed.
+
+    Attributes:
+        config: the settings (static).
+        alphas_cumprod: [num_train_timesteps] float32.
+        sqrt_one_minus_alphas_cumprod: [num_train_timesteps] float32, rounded from float64: near the clean
+            end 1 - alphas_cumprod would have lost its digits.
+        num_inference_steps: T (static), or None before `set_timesteps`.
+        num_model_calls: model calls of the whole chain (static), or None before `set_timesteps`.
+        timesteps: int32, the chain as training timesteps. With jump_schedule="diffusers" it is the
+            list that diffusers makes, an entry for each step and undo step; with "paper" it is the levels
+            that the sample passes through, from the start to -1.
+        schedule: what the chain computes with, or None before `set_timesteps`.
+    """
+
+    config: RePaintSchedulerConfig
+    alphas_cumprod: jax.Array
+    sqrt_one_minus_alphas_cumprod: jax.Array
+    num_inference_steps: int | None = None
+    num_model_calls: int | None = None
+    timesteps: jax.Array | None = None
+    schedule: ResamplingSchedule | None = None
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the sample that a chain starts from."""
+        return 1.0
+
+
+class RePaintSchedulerOutput(NamedTuple):
+    """Result of a reverse step."""
+
+    prev_sample: jax.Array  # the sample, one level lower
+    pred_original_sample: jax.Array  # the clean image that the model sees in it
+
+
+def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedulerState:
+    """Make a state without a schedule; `set_timesteps` adds one.
+
+    >>> create_state().alphas_cumprod.shape
+    (1000,)
+    """
+    if config is None:
+        config = RePaintSchedulerConfig()
+    if not isinstance(config, RePaintSchedulerConfig):
+        raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
+    abar = noise.alphas_cumprod(config.betas)
+    return RePaintSchedulerState(
+        config,
+        alphas_cumprod=jnp.asarray(abar, jnp.float32),
+        sqrt_one_minus_alphas_cumprod=jnp.asarray(np.sqrt(1 - abar), jnp.float32),
+    )
+
+
+def set_timesteps(
+    state: RePaintSchedulerState,
+    num_inference_steps: int,
+    jump_length: int = 10,
+    jump_n_sample: int = 10,
+    *,
+    n_sample: int = 1,
+    start_resampling: int | None = None,
+    jump2_length: int = 1,
+    jump2_n_sample: int = 1,
+    jump3_length: int = 1,
+    jump3_n_sample: int = 1,
+) -> RePaintSchedulerState:
+    """Give a state the schedule of RePaint with time jumps (section 4.2; figures 9 and 10).
+
+    Args:
+        state: any state; a schedule it has is replaced.
+        num_inference_steps: T, from 1 to num_train_timesteps.
+        jump_length: j, inference steps that a jump goes back up; at least 1 and, where
+            jump_n_sample > 1, below T.
+        jump_n_sample: r, passes through each stretch of j steps; 1 means no resampling.
+        n_sample: visits of each level below T - 2 in a row (official code's `n_sample`).
+        start_resampling: highest position of jumps and hops, of 0..T-1; None for no limit.
+        jump2_length, jump2_n_sample: jumps inside the jumps.
+        jump3_length, jump3_n_sample: jumps inside those.
+
+    Returns:
+        A new state, with T + j (r - 1) len(range(0, T - j, j)) model calls when only j and r are given.
+
+    >>> state = set_timesteps(create_state(), 250)
+    >>> state.num_model_calls, len(state.timesteps)
+    (2410, 4570)
+    """
+    config = state.config
+    for name, value in (
+        ("num_inference_steps", num_inference_steps),
+        ("jump_length", jump_length),
+        ("jump_n_sample", jump_n_sample),
+        ("n_sample", n_sample),
+        ("jump2_length", jump2_length),
+        ("jump2_n_sample", jump2_n_sample),
+        ("jump3_length", jump3_length),
+        ("jump3_n_sample", jump3_n_sample),
+    ):
+        check_int(name, value, 1)
+    if start_resampling is not None:
+        check_int("start_resampling", start_resampling, 0)
+    legacy = config.undo == "diffusers"
+    if num_inference_steps > config.num_train_timesteps:
+        if not legacy:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps}, expected at most "
+                f"num_train_timesteps={config.num_train_timesteps}"
+            )
+        num_inference_steps = config.num_train_timesteps
+    for name, length, count in (
+        ("jump_length", jump_length, jump_n_sample),
+        ("jump2_length", jump2_length, jump2_n_sample),
+        ("jump3_length", jump3_length, jump3_n_sample),
+    ):
+        if count > 1 and length >= num_inference_steps and not legacy:
+            raise ValueError(
+                f"{name} is {length}, expected less than num_inference_steps="
+                f"{num_inference_steps}: no jump of that length fits"
+            )
+
+    walk = jumps.resampling_walk(
+        num_inference_steps,
+        [
+            (jump3_length, jump3_n_sample),
+            (jump2_length, jump2_n_sample),
+            (jump_length, jump_n_sample),
+        ],
+        n_sample,
+        start_resampling,
+    )
+    ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, num_inference_steps)
+    abar = noise.alphas_cumprod(config.betas)[ladder]
+    if not legacy and abar[-1] > _NOISIEST_START:
+        warnings.warn(
+            f"num_inference_steps={num_inference_steps} with timestep_spacing="
+            f"{config.timestep_spacing!r} starts from pure noise at timestep {ladder[-1]}, where the "
+            f"model expects a share {abar[-1]:.2g} of signal; 'trailing' spacing starts at the top",
+            stacklevel=2,
+        )
+    if config.jump_schedule == "paper":
+        passed = np.array(jumps.paper_levels(walk))
+        timesteps = np.append(ladder[passed[:-1]], -1)
+    else:
+        passed = np.array(jumps.diffusers_levels(walk))
+        timesteps = ladder[walk]
+
+    going_down = passed[1:] < passed[:-1]
+    calls = np.flatnonzero(going_down)
+    undo_variance = _undo_variance(config, ladder)
+    log_kept = np.where(going_down, 0.0, np.log1p(-undo_variance[passed[1:]]))
+    return dataclasses.replace(
+        state,
+        num_inference_steps=int(num_inference_steps),
+        num_model_calls=len(calls),
+        timesteps=jnp.asarray(timesteps, jnp.int32),
+        schedule=ResamplingSchedule(
+            _coefficients(config, ladder),
+            call_levels=jnp.asarray(passed[calls], jnp.int32),
+            jump_variances=jnp.asarray(-np.expm1(np.add.reduceat(log_kept, calls)), jnp.float32),
+        ),
+    )
+
+
+def step(
+    state: RePaintSchedulerState,
+    model_output: jax.Array,
+    timestep: jax.Array | int,
+    sample: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+) -> RePaintSchedulerOutput:
+    """Take the sample one level down and put the known pixels in (algorithm 1, lines 4 to 8).
+
+    With jump_schedule="diffusers" a whole chain by hand is
+
+        t_last = timesteps[0] + 1
+        for t in timesteps:
+            sample = step(...t...).prev_sample if t < t_last else undo_step(...t_last...)
+            t_last = t
+
+    and with "paper" it is, for consecutive entries `t_last, t` of timesteps, `step(...t_last...)` where
+    t < t_last and `undo_step(...t...)` otherwise.
+
+    Args:
+        state: from `set_timesteps`.
+        model_output: the model's output for `sample` at `timestep`, of the sample's shape; with
+            variance_type="learned_range" it has twice the channels in the last axis.
+        timestep: a timestep of the schedule: an int or an int32 scalar.
+        sample: the noisy image, floating, any shape.
+        original_image: the image to inpaint, of the sample's shape, in [-1, 1].
+        mask: 1 keeps, 0 inpaints, values between blend; floating, of the image's rank, each axis equal
+            or 1.
+        key: a key, or a vector of keys, one for each entry of the leading axis.
+
+    Raises:
+        ValueError, TypeError: on a state without a schedule, a timestep that is not in it, and on
+            shapes and dtypes other than the above.
+    """
+    row = _row(state, timestep)
+    check_image_and_mask(original_image, mask)
+    if jnp.shape(sample) != jnp.shape(original_image):
+        raise ValueError(
+            f"sample has shape {jnp.shape(sample)}, expected original_image's {original_image.shape}"
+        )
+    _check_floating("sample", sample)
+    z = gaussian(key, sample.shape, _working_dtype(sample))
+    prev_sample, pred_original_sample = reverse_transition(
+        state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
+    )
+    return RePaintSchedulerOutput(
+        prev_sample.astype(sample.dtype), pred_original_sample.astype(sample.dtype)
+    )
+
+
+def undo_step(
+    state: RePaintSchedulerState, sample: jax.Array, timestep: jax.Array | int, key: jax.Array
+) -> jax.Array:
+    """Diffuse the sample one level up again (algorithm 1, line 10).
+
+    Args:
+        state: from `set_timesteps`.
+        sample: the noisy image, one level below `timestep`.
+        timestep: the timestep stepped last (diffusers' `t_last`), to whose level the sample returns.
+        key: a key, or a vector of keys, one for each entry of the leading axis.
+    """
+    _check_floating("sample", sample)
+    dtype = _working_dtype(sample)
+    variance = jnp.asarray(_row(state, timestep).undo_variance, dtype)
+    z = gaussian(key, sample.shape, dtype)
+    diffused = jnp.sqrt(1 - variance) * sample.astype(dtype) + jnp.sqrt(variance) * z
+    return diffused.astype(sample.dtype)
+
+
+def scale_model_input(
+    state: RePaintSchedulerState, sample: jax.Array, timestep: jax.Array | int | None = None
+) -> jax.Array:
+    """Return the sample as it is: RePaint's models take it unscaled (kept for schedulers' sake)."""
+    del state, timestep
+    return sample
+
+
+def add_noise(
+    state: RePaintSchedulerState,
+    original_samples: jax.Array,
+    noise: jax.Array,
+    timesteps: jax.Array | int,
+) -> jax.Array:
+    """Diffuse clean samples to training timesteps: sqrt(abar) x_0 + sqrt(1 - abar) z.
+
+    Args:
+        state: any state.
+        original_samples: [..., H, W, C] or any shape, floating.
+        noise: standard Gaussian, of the samples' shape.
+        timesteps: in 0..num_train_timesteps-1; a scalar, or [B] for the leading axis.
+    """
+    _check_floating("original_samples", original_samples)
+    if jnp.shape(noise) != jnp.shape(original_samples):
+        raise ValueError(
+            f"noise has shape {jnp.shape(noise)}, expected original_samples' {original_samples.shape}"
+        )
+    timesteps = jnp.asarray(timesteps)
+    dtype = _working_dtype(original_samples)
+    signal, noise_std = (
+        per_timestep[timesteps]
+        .astype(dtype)
+        .reshape(timesteps.shape + (1,) * (original_samples.ndim - timesteps.ndim))
+        for per_timestep in (jnp.sqrt(state.alphas_cumprod), state.sqrt_one_minus_alphas_cumprod)
+    )
+    noisy = signal * original_samples.astype(dtype) + noise_std * noise.astype(dtype)
+    return noisy.astype(original_samples.dtype)
+
+
+def reverse_transition(
+    config: RePaintSchedulerConfig,
+    row: LevelCoefficients,
+    jump_variance: jax.Array,
+    model_output: jax.Array,
+    sample: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    z: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Take a reverse step and the jump that follows it, with one Gaussian for both.
+
+    The step leaves a mean and, in each pixel, independent noise: of variance 1 - p with weight m, and s2
+    with weight 1 - m. A jump, whatever its length, keeps a share r of that variance and adds 1 - r
+    (`jump_variance`), so all of it is one draw of variance r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
+
+    Returns:
+        The sample after the jump, and pred_original_sample.
+    """
+    dtype = z.dtype
+    row, jump_variance, model_output, sample, original_image, mask = jax.tree.map(
+        lambda array: jnp.asarray(array, dtype),
+        (row, jump_variance, model_output, sample, original_image, mask),
+    )
+    model_output, variance = _split_variance(config, row, model_output, sample.shape)
+    x0, eps = _predict(config, row, model_output, sample)
+
+    known_weight = mask * row.known_share
+    mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
+        row.prev_signal * x0 + row.direction * eps
+    )
+    if config.undo == "diffusers":  # its one noise tensor serves both parts
+        known_std, unknown_std = jnp.sqrt(row.prev_noise_variance), _safe_sqrt(variance)
+        step_variance = (known_weight * known_std + (1 - known_weight) * unknown_std) ** 2
+    else:
+        step_variance = known_weight**2 * row.prev_noise_variance + (1 - known_weight) ** 2 * variance
+    std = _safe_sqrt((1 - jump_variance) * step_variance + jump_variance)
+    return jnp.sqrt(1 - jump_variance) * mean + std * z, x0
+
+
+def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Draw standard Gaussians; a vector of keys gives each entry of the leading axis its own stream."""
+    if is_key_vector(key):
+        if not shape or key.shape[0] != shape[0]:
+            raise ValueError(
+                f"key is a vector of {key.shape[0]} keys, expected one for each entry of the leading "
+                f"axis of the image's shape {shape}"
+            )
+        return jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(key)
+    return jax.random.normal(key, shape, dtype)
+
+
+def is_key_vector(key: jax.Array) -> bool:
+    """Tell a vector of keys from a single key, of the new or the old style."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ndim = key.ndim if typed else key.ndim - 1
+    if ndim not in (0, 1):
+        raise ValueError(f"key has shape {key.shape}, expected a single key or a vector of keys")
+    return ndim == 1
+
+
+def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
+    """Refuse images and masks that are not floating, and masks that do not fit their image."""
+    _check_floating("original_image", original_image)
+    _check_floating("mask", mask)
+    shape, mask_shape = jnp.shape(original_image), jnp.shape(mask)
+    fits = len(mask_shape) == len(shape) and all(
+        m in (1, n) for m, n in zip(mask_shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask has shape {mask_shape}, expected the rank of original_image's {shape} "
+            "with each axis equal or 1"
+        )
+
+
+# Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
+# starts from pure noise at a level with more signal than this is visibly off.
+_NOISIEST_START = 0.02
+
+
+def _coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:
+    """Compute every level's coefficients in float64, and store them as float32."""
+    abar = noise.alphas_cumprod(config.betas)
+    a = abar[ladder]
+    p = np.append(1.0, a[:-1])
+    beta = 1 - a / p
+    variance_small = (1 - p) / (1 - a) * beta
+    s2 = config.eta**2 * variance_small
+    to_clean = np.arange(len(ladder)) == 0
+
+    def store(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(values, jnp.float32)
+
+    return LevelCoefficients(
+        timestep=jnp.asarray(ladder, jnp.int32),
+        signal=store(np.sqrt(a)),
+        noise=store(np.sqrt(1 - a)),
+        prev_signal=store(np.sqrt(p)),
+        prev_noise_variance=store(1 - p),
+        direction=store(np.sqrt(np.maximum(1 - p - s2, 0))),
+        variance_share=store(np.where(to_clean, 0.0, config.eta**2)),
+        variance_small=store(np.where(to_clean, np.append(variance_small, beta)[1], variance_small)),
+        variance_large=store(beta),
+        known_share=store(np.where(to_clean & (config.known_region == "before_model"), 0.0, 1.0)),
+        undo_variance=store(_undo_variance(config, ladder)),
+    )
+
+
+def _undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndarray:
+    """Noise of an undo step up to each level."""
+    betas = config.betas
+    if config.undo == "diffusers":
+        # It walks over betas[t .. t+n-1] with t = t_last, though the sample is n training steps below t.
+        n = config.num_train_timesteps // len(ladder)
+        used = np.minimum(ladder[:, None] + np.arange(n), len(betas) - 1)
+        return 1 - np.prod(1 - betas[used], axis=1)
+    abar = noise.alphas_cumprod(betas)[ladder]
+    return 1 - abar / np.append(1.0, abar[:-1])
+
+
+def _split_variance(
+    config: RePaintSchedulerConfig,
+    row: LevelCoefficients,
+    model_output: jax.Array,
+    shape: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Separate the prediction from the learned variance, and return the variance of the step's noise."""
+    learned = config.variance_type == "learned_range"
+    expected = (*shape[:-1], 2 * shape[-1]) if learned and shape else shape
+    if model_output.shape != expected:
+        reason = " (variance_type is 'learned_range')" if learned else ""
+        raise ValueError(f"model_output has shape {model_output.shape}, expected {expected}{reason}")
+    if not learned:
+        fixed = {"fixed_small": row.variance_small, "fixed_large": row.variance_large}
+        return model_output, row.variance_share * fixed[config.variance_type]
+    model_output, fraction = jnp.split(model_output, 2, axis=-1)
+    ratio = row.variance_large / row.variance_small
+    variance = row.variance_small * ratio ** ((fraction + 1) / 2)
+    return model_output, row.variance_share * variance
+
+
+def _predict(
+    config: RePaintSchedulerConfig,
+    row: LevelCoefficients,
+    model_output: jax.Array,
+    sample: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the clean image and the noise that the model sees in the sample."""
+    if config.prediction_type == "epsilon":
+        eps = model_output
+        x0 = (sample - row.noise * eps) / row.signal
+    elif config.prediction_type == "sample":
+        x0 = model_output
+        eps = (sample - row.signal * x0) / row.noise
+    else:
+        x0 = row.signal * sample - row.noise * model_output
+        eps = row.signal * model_output + row.noise * sample
+    if config.clip_sample:
+        x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
+        if config.use_clipped_model_output:
+            eps = (sample - row.signal * x0) / row.noise
+    return x0, eps
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root with a gradient of 0, not infinity, at 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
+    """Look a timestep up in the ladder, and return its level's coefficients."""
+    if state.schedule is None:
+        raise ValueError("state has no schedule, expected one from set_timesteps")
+    config, levels = state.config, state.schedule.levels
+    # From the static settings, so that it is known even while the state is traced.
+    ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
+    if isinstance(timestep, jax.core.Tracer):
+        level = jnp.searchsorted(levels.timestep, timestep)
+    else:
+        found = np.flatnonzero(ladder == np.asarray(timestep))
+        if not found.size:
+            raise ValueError(f"timestep is {timestep}, expected one of the schedule's: {_abridged(ladder)}")
+        level = jnp.int32(found[0])
+    return jax.tree.map(lambda field: field[level], levels)
+
+
+def _abridged(ladder: np.ndarray) -> str:
+    shown = [str(t) for t in ladder]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
+
+
+def _check_floating(name: str, array: jax.Array) -> None:
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
+
+
+def _working_dtype(sample: jax.Array) -> jnp.dtype:
+    """Float32, or wider where the sample is: half precision cannot hold the coefficients."""
+    return jnp.promote_types(jnp.float32, sample.dtype)

@@ -1,0 +1,339 @@
+"""Train an unconditional diffusion model from images (Ho et al. 2020, arXiv 2006.11239, algorithm 1).
+
+Everything random in a step follows from the seed and the step's number, and everything that training
+changes is in `TrainState`, so a run that was stopped and resumed ends with the same weights.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repaint_jax import noise
+from repaint_jax.config import RePaintSchedulerConfig, check_int
+from repaint_jax.inpaint import ModelFn, inpaint
+from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
+from repaint_jax.pipeline import save_pipeline
+from repaint_jax.plots import square_grid
+from repaint_jax.scheduler import create_state, set_timesteps
+
+Params = Any
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+TIMESTEP_DENSITIES = ("uniform", "lognormal")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What a training run is made of; two runs with equal values give equal weights.
+
+    Attributes:
+        num_steps: optimiser steps in all.
+        batch_size: images a step.
+        learning_rate: the highest; reached by a linear warm-up, kept, and brought to zero by a cosine
+            over the last `decay_fraction` of the steps. A run stopped before the decay can therefore be
+            resumed with more steps.
+        warmup_steps: length of the warm-up.
+        decay_fraction: share of the steps, in [0, 1], over which the learning rate decays.
+        max_grad_norm: gradients are scaled down to this global norm.
+        ema_decay: decay of the moving average of the weights, which is what gets exported.
+        prediction_type: what the network learns: the noise, the clean sample, or
+            v = sqrt(abar) z - sqrt(1 - abar) x_0 (Salimans and Ho 2022, arXiv 2202.00512).
+        timestep_density: "uniform" as in DDPM, or "lognormal": ln sigma normal with mean -0.5 and
+            standard deviation 1.5, after Karras et al. 2022 (arXiv 2206.00364, table 1), with one step
+            in ten uniform so that no timestep is left untrained.
+        seed: of the weights, the order of the images, the timesteps and the noise.
+    """
+
+    num_steps: int = 20_000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 500
+    decay_fraction: float = 0.2
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    prediction_type: str = "epsilon"
+    timestep_density: str = "uniform"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size"):
+            check_int(name, getattr(self, name), 1)
+        check_int("warmup_steps", self.warmup_steps, 0)
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected a positive number")
+        for name in ("decay_fraction", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type is {self.prediction_type!r}, "
+                f"expected one of {', '.join(PREDICTION_TYPES)}"
+            )
+        if self.timestep_density not in TIMESTEP_DENSITIES:
+            raise ValueError(
+                f"timestep_density is {self.timestep_density!r}, "
+                f"expected one of {', '.join(TIMESTEP_DENSITIES)}"
+            )
+
+
+class TrainState(NamedTuple):
+    """All that training changes."""
+
+    step: jax.Array  # [] int32: steps done
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Adam with clipped gradients under the schedule that `TrainingConfig` describes."""
+    decay_steps = max(1, round(config.num_steps * config.decay_fraction))
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+            optax.cosine_decay_schedule(config.learning_rate, decay_steps),
+        ],
+        [config.num_steps - decay_steps],
+    )
+
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+
+
+def create_train_state(config: TrainingConfig, params: Params) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), params, params, optimizer(config).init(params))
+
+
+def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability of each training timestep under one of `TIMESTEP_DENSITIES`."""
+    uniform = np.full(len(alphas_cumprod), 1 / len(alphas_cumprod))
+    if density == "uniform":
+        return uniform
+    log_sigma = 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+    lognormal = np.exp(-0.5 * ((log_sigma + 0.5) / 1.5) ** 2) * np.gradient(log_sigma)
+    return 0.9 * lognormal / lognormal.sum() + 0.1 * uniform
+
+
+def make_train_step(
+    config: TrainingConfig, model_fn: ModelFn, alphas_cumprod: NDArray[np.float64]
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, jax.Array]]:
+    """Build the jitted `train_step(state, images) -> (state, loss)`.
+
+    `images` is [B, H, W, C], floating, in [-1, 1]; the loss is the mean squared error of the prediction.
+    """
+    tx = optimizer(config)
+    signal = jnp.asarray(np.sqrt(alphas_cumprod), jnp.float32)
+    noise_level = jnp.asarray(np.sqrt(1 - alphas_cumprod), jnp.float32)
+    log_probabilities = jnp.log(
+        jnp.asarray(timestep_probabilities(config.timestep_density, alphas_cumprod), jnp.float32)
+    )
+
+    def loss_fn(params: Params, images: jax.Array, key: jax.Array) -> jax.Array:
+        timestep_key, noise_key = jax.random.split(key)
+        timesteps = jax.random.categorical(timestep_key, log_probabilities, shape=images.shape[:1])
+        z = jax.random.normal(noise_key, images.shape, images.dtype)
+        a, s = signal[timesteps, None, None, None], noise_level[timesteps, None, None, None]
+        target = {"epsilon": z, "sample": images, "v_prediction": a * z - s * images}
+        prediction = model_fn(params, a * images + s * z, timesteps)
+        return jnp.mean(jnp.square(prediction - target[config.prediction_type]))
+
+    @jax.jit
+    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, images, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Early on the average follows the weights closely instead of remembering their start.
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        return TrainState(state.step + 1, params, ema_params, opt_state), loss
+
+    return train_step
+
+
+def batches(
+    images: NDArray[np.uint8], batch_size: int, seed: int, first_step: int = 0
+) -> Iterator[NDArray[np.float32]]:
+    """Batches in [-1, 1] from step `first_step` on, for ever; every epoch in an order of its own."""
+    per_epoch = len(images) // batch_size
+    epoch, position = divmod(first_step, per_epoch)
+    while True:
+        order = np.random.default_rng((seed, epoch)).permutation(len(images))
+        for batch in range(position, per_epoch):
+            chosen = images[order[batch * batch_size : (batch + 1) * batch_size]]
+            yield chosen.astype(np.float32) / 127.5 - 1
+        epoch, position = epoch + 1, 0
+
+
+def train(
+    config: TrainingConfig,
+    model_fn: ModelFn,
+    params: Params,
+    images: NDArray[np.uint8],
+    alphas_cumprod: NDArray[np.float64],
+    checkpoint_dir: Path,
+    *,
+    checkpoint_every: int = 1000,
+    on_step: Callable[[int, float], None] | None = None,
+    on_checkpoint: Callable[[TrainState], None] | None = None,
+) -> TrainState:
+    """Train from the newest checkpoint in `checkpoint_dir`, or from `params` where there is none.
+
+    Args:
+        config: the run; after a resume only `num_steps` may differ, and only before its decay began.
+        model_fn: `model_fn(params, sample, timesteps)`, samples [B, H, W, C], timesteps [B] int32.
+        params: initial weights.
+        images: [N, H, W, C] uint8.
+        alphas_cumprod: [num_train_timesteps], decreasing in (0, 1).
+        checkpoint_dir: where Orbax keeps the last two states.
+        checkpoint_every: steps between checkpoints; the last step is always one.
+        on_step: called as `on_step(steps_done, loss)` after each step.
+        on_checkpoint: called after each checkpoint, for instance to draw samples.
+
+    Returns:
+        The state after `config.num_steps` steps; `ema_params` are the weights to use.
+    """
+    if len(images) < config.batch_size:
+        raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
+    train_step = make_train_step(config, model_fn, alphas_cumprod)
+    state = create_train_state(config, params)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(checkpoint_dir.absolute(), options=options) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state = checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
+        first_step = int(state.step)
+        for step, batch in zip(
+            range(first_step, config.num_steps),
+            batches(images, config.batch_size, config.seed, first_step),
+            strict=False,
+        ):
+            state, loss = train_step(state, jnp.asarray(batch))
+            done = step + 1
+            if on_step is not None:
+                on_step(done, float(loss))
+            if done % checkpoint_every == 0 or done == config.num_steps:
+                checkpoints.save(done, args=ocp.args.StandardSave(state))
+                if on_checkpoint is not None:
+                    on_checkpoint(state)
+    return state
+
+
+def train_unet2d(
+    config: TrainingConfig,
+    images: NDArray[np.uint8],
+    output: Path,
+    *,
+    unet_config: UNet2DConfig | None = None,
+    checkpoint_every: int = 1000,
+) -> Path:
+    """Train a `UNet2D` and export it, as `repaint-jax train` does; called again, it goes on.
+
+    Args:
+        config: the run.
+        images: [N, H, W, C] uint8.
+        output: folder for `checkpoints/`, `samples/` (a grid drawn at each checkpoint), `log.csv`,
+            `training_config.json` and the exported `model/`.
+        unet_config: architecture; a small one that fits the images where None.
+        checkpoint_every: steps between checkpoints.
+
+    Returns:
+        Folder of the exported model, in diffusers' layout.
+    """
+    unet_config = unet_config or small_unet_config(images.shape[1:])
+    _check_same_run(output, config, unet_config)
+    unet = UNet2D(unet_config, rngs=nnx.Rngs(config.seed))
+    model_fn, params = nnx_model_fn(unet)
+    scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
+    sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
+    (output / "samples").mkdir(exist_ok=True)
+
+    def draw_samples(state: TrainState) -> None:
+        # Inpainting where nothing is known is sampling from the prior.
+        nothing = jnp.zeros((16, *images.shape[1:]))
+        samples = inpaint(
+            sampler, model_fn, state.ema_params, nothing, nothing, jax.random.key(config.seed)
+        )
+        square_grid(samples).save(output / "samples" / f"step_{int(state.step):07d}.png")
+
+    with (
+        tqdm(total=config.num_steps, unit="step", desc="training") as bar,
+        (output / "log.csv").open("a", encoding="utf-8") as log,
+    ):
+        recent_losses: list[float] = []
+
+        def on_step(done: int, loss: float) -> None:
+            recent_losses.append(loss)
+            bar.update(done - bar.n)
+            if done % 50 == 0:
+                mean_loss = sum(recent_losses) / len(recent_losses)
+                recent_losses.clear()
+                bar.set_postfix(loss=f"{mean_loss:.4f}")
+                print(
+                    f"{done},{mean_loss:.5f},{datetime.now():%Y-%m-%d %H:%M:%S}",
+                    file=log,
+                    flush=True,
+                )
+
+        state = train(
+            config,
+            model_fn,
+            params,
+            images,
+            noise.alphas_cumprod(scheduler_config.betas),
+            output / "checkpoints",
+            checkpoint_every=checkpoint_every,
+            on_step=on_step,
+            on_checkpoint=draw_samples,
+        )
+    nnx.update(unet, state.ema_params)
+    save_pipeline(output / "model", unet, scheduler_config, np.float16)
+    return output / "model"
+
+
+def small_unet_config(image_shape: tuple[int, int, int]) -> UNet2DConfig:
+    """Return an architecture of three levels for images whose sides are multiples of four."""
+    height, width, channels = image_shape
+    if height % 4 or width % 4:
+        raise ValueError(f"images are {height}x{width}, expected sides that are multiples of 4")
+    return UNet2DConfig(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        attention_head_dim=32,
+        norm_num_groups=8,
+    )
+
+
+def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DConfig) -> None:
+    """Write the run's settings beside its checkpoints, or refuse to go on with other ones."""
+    settings = {"training": dataclasses.asdict(config), "unet": unet_config.to_dict()}
+    settings = json.loads(json.dumps(settings))
+    path = output / "training_config.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for section in settings:
+            for name, value in settings[section].items():
+                if name != "num_steps" and before[section].get(name) != value:
+                    raise ValueError(
+                        f"{output} holds a run with {name}={before[section].get(name)!r}, expected the "
+                        f"same to go on with it, not {value!r}"
+                    )
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
