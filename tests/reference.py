@@ -1,0 +1,290 @@
+"""An independent RePaint in float64 NumPy, and its output distribution in closed form.
+
+Nothing here is shared with the library. For a Gaussian prior N(mean, cov) the ideal denoiser is
+affine in the noisy sample, so without clipping every transition of RePaint is an affine map plus
+Gaussian noise. `propagate` pushes a mean and a covariance through all of them; the result is the
+exact distribution of the sampler's output.
+
+Levels: a ladder tau[0] < tau[1] < ... holds training timesteps; "level k" has the signal fraction
+alphas_cumprod[tau[k]], and level -1 is clean. A chain is a list of moves: ("step", k) takes level k
+to k - 1 with the model called at tau[k], ("undo", k) takes level k - 1 up to k.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+# Noise schedules
+
+
+def make_betas(
+    beta_schedule="linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02
+) -> np.ndarray:
+    """The variance added by each training timestep, [N]."""
+    n = num_train_timesteps
+    if beta_schedule == "linear":
+        return np.linspace(beta_start, beta_end, n)
+    if beta_schedule == "scaled_linear":
+        return np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), n) ** 2
+    if beta_schedule == "squaredcos_cap_v2":
+        edges = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - edges[1:] / edges[:-1], 0.999)
+    if beta_schedule == "sigmoid":
+        return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, n)))
+    raise ValueError(beta_schedule)
+
+
+def alphas_cumprod(betas) -> np.ndarray:
+    """The fraction of the signal's variance left at each training timestep, [N]."""
+    return np.cumprod(1 - np.asarray(betas, np.float64))
+
+
+def make_ladder(timestep_spacing, num_train_timesteps, num_inference_steps) -> np.ndarray:
+    """The training timestep of each level, increasing, [T]."""
+    n, steps = num_train_timesteps, num_inference_steps
+    if timestep_spacing == "leading":
+        return np.arange(steps) * (n // steps)
+    if timestep_spacing == "trailing":
+        return np.round(np.arange(n, 0, -n / steps)).astype(int)[:steps][::-1] - 1
+    if timestep_spacing == "linspace":
+        return np.round(np.linspace(0, n - 1, steps)).astype(int)
+    raise ValueError(timestep_spacing)
+
+
+# Lists of levels, and the moves they stand for
+
+
+def diffusers_levels(num_inference_steps, jump_length=10, jump_n_sample=10) -> list[int]:
+    """Walk down; at each multiple of j below T - j, go up j levels again, r - 1 times."""
+    left = dict.fromkeys(
+        range(0, num_inference_steps - jump_length, jump_length), jump_n_sample - 1
+    )
+    levels = [num_inference_steps - 1]
+    while levels[-1] > 0 or left.get(0):
+        here = levels[-1]
+        if left.get(here):
+            left[here] -= 1
+            levels.extend(range(here + 1, here + jump_length + 1))
+        levels.append(levels[-1] - 1)
+    return levels
+
+
+def paper_levels(
+    num_inference_steps,
+    jump_length=10,
+    jump_n_sample=10,
+    *,
+    n_sample=1,
+    start_resampling=None,
+    jump2_length=1,
+    jump2_n_sample=1,
+    jump3_length=1,
+    jump3_n_sample=1,
+) -> list[int]:
+    """The official list: ends at -1; has +-1 hops, inner jumps, a level to start resampling at.
+
+    At each level walked down to: first the hops, then the innermost jump, the middle and the outer
+    one, each checked at the level the one before it led to. A jump refills the counters of the
+    jumps inside it.
+    """
+    kinds = [  # innermost first
+        (jump3_length, jump3_n_sample),
+        (jump2_length, jump2_n_sample),
+        (jump_length, jump_n_sample),
+    ]
+    top = num_inference_steps - 1
+    ceiling = top if start_resampling is None else start_resampling
+
+    def full(kind):
+        length, repeats = kinds[kind]
+        return dict.fromkeys(range(0, num_inference_steps - length, length), repeats - 1)
+
+    left = [full(kind) for kind in range(3)]
+    levels = []
+    level = top
+    while level >= 0:
+        levels.append(level)
+        if level + 1 < top and level <= ceiling:
+            levels.extend([level + 1, level] * (n_sample - 1))
+        for kind, (length, _) in enumerate(kinds):
+            if left[kind].get(level, 0) > 0 and level + length <= ceiling:
+                left[kind][level] -= 1
+                left[:kind] = [full(inner) for inner in range(kind)]
+                levels.extend(range(level + 1, level + length + 1))
+                level += length
+        level -= 1
+    return [*levels, -1]
+
+
+def diffusers_moves(levels) -> list[tuple[str, int]]:
+    """What diffusers' pipeline does with its list: step down to t, or undo the step taken last."""
+    moves, last = [], levels[0] + 1
+    for level in levels:
+        moves.append(("step", level) if level < last else ("undo", last))
+        last = level
+    return moves
+
+
+def paper_moves(levels) -> list[tuple[str, int]]:
+    """What the official loop does with its list: each pair of neighbours is one transition."""
+    return [("step", last) if level < last else ("undo", level) for last, level in pairwise(levels)]
+
+
+# One transition
+
+
+def level_alpha(betas, ladder, level) -> float:
+    """alphas_cumprod at a level; 1 at level -1."""
+    return 1.0 if level < 0 else alphas_cumprod(betas)[ladder[level]]
+
+
+def undo_ratio(betas, ladder, level, undo="exact") -> float:
+    """The factor r of x <- sqrt(r) x + sqrt(1 - r) z, which takes level - 1 up to level.
+
+    "diffusers" starts its product at the timestep of the upper level, n = N // T too high.
+    """
+    if undo == "exact":
+        return level_alpha(betas, ladder, level) / level_alpha(betas, ladder, level - 1)
+    n = len(betas) // len(ladder)
+    return np.prod(1 - betas[ladder[level] : ladder[level] + n])
+
+
+def variances(alpha, alpha_prev, eta, variance_fraction=0.0):
+    """The variance inside the mean, and that of the noise added.
+
+    variance_fraction interpolates the logarithm of the latter from the posterior variance
+    (0, fixed_small) to beta (1, fixed_large); a number, or one for each coordinate. Into level -1
+    nothing is added.
+    """
+    if alpha_prev == 1:
+        return 0.0, 0.0
+    beta = 1 - alpha / alpha_prev
+    small = (1 - alpha_prev) / (1 - alpha) * beta
+    fraction = np.asarray(variance_fraction)
+    return eta**2 * small, eta**2 * small ** (1 - fraction) * beta**fraction
+
+
+def epsilon_denoiser(prior_mean, prior_cov, alpha):
+    """W and b of E[eps | x] = W x + b, for x = sqrt(alpha) x0 + sqrt(1 - alpha) eps.
+
+    alpha is a number or [K]; W is then [d, d] or [K, d, d].
+    """
+    alpha = np.asarray(alpha, np.float64)[..., None, None]
+    identity = np.eye(len(prior_mean))
+    weight = np.sqrt(1 - alpha) * np.linalg.inv(alpha * prior_cov + (1 - alpha) * identity)
+    return weight, -np.sqrt(alpha[..., 0]) * (weight @ prior_mean)
+
+
+def reverse_step(sample, epsilon, alpha, alpha_prev, mean_variance=0.0):
+    """The mean of a step's unknown pixels: sqrt(p) x0 + sqrt(1 - p - s2) eps, and x0."""
+    x0 = (sample - np.sqrt(1 - alpha) * epsilon) / np.sqrt(alpha)
+    direction = np.sqrt(max(1 - alpha_prev - mean_variance, 0.0))
+    return np.sqrt(alpha_prev) * x0 + direction * epsilon, x0
+
+
+def merge_known(mean, cov, image, mask, alpha):
+    """x <- mask (sqrt(alpha) image + sqrt(1 - alpha) z) + (1 - mask) x, with a z of its own."""
+    mean = mask * np.sqrt(alpha) * image + (1 - mask) * mean
+    cov = np.outer(1 - mask, 1 - mask) * cov + np.diag(mask**2 * (1 - alpha))
+    return mean, cov
+
+
+# The whole chain
+
+
+def propagate(
+    prior_mean,
+    prior_cov,
+    image,
+    mask,
+    betas,
+    ladder,
+    moves,
+    *,
+    eta=0.0,
+    undo="exact",
+    known_region="after_step",
+    variance_fraction=0.0,
+    shared_noise=False,
+):
+    """Mean [d] and covariance [d, d] of RePaint's output, from a start at N(0, I).
+
+    known_region "after_step" merges the known pixels into what each step returns, the last
+    included. "before_model" is the official order: into what the model is about to see, except at
+    its very first call, so that the output is the last step's own guess everywhere, known pixels
+    included. shared_noise lets a step noise known and unknown parts with one draw, as diffusers
+    does, which only a soft mask can tell from two.
+    """
+    betas, size = np.asarray(betas, np.float64), len(prior_mean)
+    alphas = np.array([level_alpha(betas, ladder, k) for k in range(-1, len(ladder))])
+    weights, biases = epsilon_denoiser(prior_mean, prior_cov, alphas[1:])
+    raised = {level for move, level in moves if move == "undo"}
+    ratios = {level: undo_ratio(betas, ladder, level, undo) for level in raised}
+    mean, cov = np.zeros(size), np.eye(size)
+    for i, (move, level) in enumerate(moves):
+        if move == "undo":
+            ratio = ratios[level]
+            mean, cov = np.sqrt(ratio) * mean, ratio * cov + (1 - ratio) * np.eye(size)
+            continue
+        alpha, alpha_prev = alphas[level + 1], alphas[level]
+        if known_region == "before_model" and i > 0:
+            mean, cov = merge_known(mean, cov, image, mask, alpha)
+        mean_variance, noise_variance = variances(alpha, alpha_prev, eta, variance_fraction)
+        epsilon = weights[level] @ mean + biases[level]
+        mean, _ = reverse_step(mean, epsilon, alpha, alpha_prev, mean_variance)
+        linear, _ = reverse_step(np.eye(size), weights[level], alpha, alpha_prev, mean_variance)
+        cov = linear @ cov @ linear.T + noise_variance * np.eye(size)
+        if known_region == "after_step":
+            mean, cov = merge_known(mean, cov, image, mask, alpha_prev)
+            if shared_noise:
+                product = np.sqrt((1 - alpha_prev) * noise_variance)
+                cov = cov + np.diag(2 * mask * (1 - mask) * product)
+    return mean, cov
+
+
+# What to compare the output with
+
+
+def posterior(prior_mean, prior_cov, image, mask):
+    """Mean and covariance of the missing coordinates (mask 0) given the known ones."""
+    known, missing = mask == 1, mask == 0
+    gain = np.linalg.solve(prior_cov[np.ix_(known, known)], prior_cov[np.ix_(known, missing)]).T
+    mean = prior_mean[missing] + gain @ (image[known] - prior_mean[known])
+    cov = prior_cov[np.ix_(missing, missing)] - gain @ prior_cov[np.ix_(known, missing)]
+    return mean, cov
+
+
+def _sqrtm(matrix):
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+
+
+def wasserstein2_squared(mean_a, cov_a, mean_b, cov_b) -> float:
+    """The squared Wasserstein-2 distance of two Gaussians."""
+    root = _sqrtm(cov_a)
+    cross = _sqrtm(root @ cov_b @ root)
+    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * cross))
+
+
+def gaussian_misfit(samples, mean, cov) -> float:
+    """Twice the log-likelihood by which the samples' own Gaussian beats N(mean, cov).
+
+    For n samples of N(mean, cov) this is chi-squared with d + d (d + 1) / 2 degrees of freedom
+    (Wilks), whatever the units; otherwise it grows as n. One number for all means, variances and
+    correlations.
+    """
+    n, size = samples.shape
+    root = np.linalg.cholesky(cov)
+    white = np.linalg.solve(root, (samples.astype(np.float64) - mean).T).T
+    offset = white.mean(0)
+    eigenvalues = np.linalg.eigvalsh(np.cov(white.T, ddof=0).reshape(size, size))
+    return float(n * (np.sum(eigenvalues - np.log(eigenvalues) - 1) + offset @ offset))
+
+
+def gaussian_misfit_limit(size, false_alarm=1e-6) -> float:
+    """A bound that gaussian_misfit passes with at most this probability, if N(mean, cov) is right.
+
+    The tail bound of chi-squared of Laurent and Massart (2000), lemma 1.
+    """
+    freedom, x = size + size * (size + 1) / 2, -np.log(false_alarm)
+    return float(freedom + 2 * np.sqrt(freedom * x) + 2 * x)
