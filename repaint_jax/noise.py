@@ -52,13 +52,10 @@ def ladder(
     if spacing == "leading":
         return np.arange(num_inference_steps) * (num_train_timesteps // num_inference_steps)
     if spacing == "trailing":
-        steps = np.arange(num_inference_steps, 0, -1) / num_inference_steps
-        return (
-            np.round(num_train_timesteps * (1 - steps) + num_train_timesteps / num_inference_steps).astype(
-                np.int64
-            )
-            - 1
-        )
+        stride = num_train_timesteps / num_inference_steps
+        # Counted down from the top, as diffusers does: it decides which way a half is rounded.
+        above = np.arange(num_train_timesteps, 0, -stride)[:num_inference_steps]
+        return np.round(above[::-1]).astype(np.int64) - 1
     if spacing == "linspace":
         return np.round(np.linspace(0, num_train_timesteps - 1, num_inference_steps)).astype(np.int64)
     raise ValueError(f"timestep_spacing is {spacing!r}, expected one of {', '.join(TIMESTEP_SPACINGS)}")

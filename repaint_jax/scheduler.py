@@ -216,7 +216,7 @@ def set_timesteps(
         schedule=ResamplingSchedule(
             _coefficients(config, ladder),
             call_levels=jnp.asarray(passed[calls], jnp.int32),
-            jump_variances=jnp.asarray(-np.expm1(np.add.reduceat(log_kept, calls)), jnp.float32),
+            jump_variances=jnp.asarray(0 - np.expm1(np.add.reduceat(log_kept, calls)), jnp.float32),
         ),
     )
 

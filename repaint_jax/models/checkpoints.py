@@ -1,7 +1,8 @@
 """Models in diffusers' folder layout: `config.json` and safetensors weights under diffusers' names.
 
 A Flax parameter is a torch tensor under another name and with its axes in another order: convolution
-kernels are HWIO here and OIHW there, the matrices of linear layers are transposed.
+kernels are HWIO here and OIHW there, the matrices of linear layers are transposed. Checkpoints from before
+diffusers 0.12 have other names for the four layers of an attention; they load too.
 """
 
 import json
@@ -22,6 +23,7 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 _FLAX_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -71,14 +73,13 @@ def _load_parameters(module: nnx.Module, weights_path: Path, dtype: Any) -> None
     state = nnx.state(module, nnx.Param)
     try:
         with safe_open(weights_path, framework="numpy") as file:
-            missing = set(file.keys())
+            stored_names = {_present_name(name): name for name in file.keys()}  # noqa: SIM118
             loaded = []
             for path, variable in nnx.to_flat_state(state):
                 name = _torch_name(path)
-                if name not in missing:
+                if name not in stored_names:
                     raise ValueError(f"{weights_path} lacks the tensor {name}")
-                missing.remove(name)
-                tensor = _permuted(file.get_tensor(name), _FLAX_AXES)
+                tensor = _permuted(file.get_tensor(stored_names.pop(name)), _FLAX_AXES)
                 if tensor.shape != variable.shape:
                     raise ValueError(
                         f"{weights_path}: {name} has shape {tensor.shape} in Flax's order of axes, "
@@ -89,14 +90,19 @@ def _load_parameters(module: nnx.Module, weights_path: Path, dtype: Any) -> None
                 loaded.append((path, variable.replace(jnp.asarray(tensor, dtype))))
     except SafetensorError as error:
         raise ValueError(f"{weights_path} is not a whole safetensors file: {error}") from None
-    if missing:
-        raise ValueError(f"{weights_path} has a tensor that the model lacks: {min(missing)}")
+    if stored_names:
+        raise ValueError(f"{weights_path} has a tensor that the model lacks: {min(stored_names)}")
     nnx.update(module, nnx.from_flat_state(loaded))
 
 
 def _torch_name(path: tuple[Any, ...]) -> str:
     *modules, leaf = map(str, path)
     return ".".join([*modules, _TORCH_LEAVES[leaf]])
+
+
+def _present_name(name: str) -> str:
+    *modules, layer, leaf = name.split(".")
+    return ".".join([*modules, _OLD_ATTENTION_NAMES.get(layer, layer), leaf]) if modules else name
 
 
 def _permuted(array: Any, axes: dict[int, tuple[int, ...]]) -> NDArray[Any]:
