@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax import noise
+from repaint_jax.checks import check_int
 from repaint_jax.hub import find_file
 
 CONFIG_NAME = "scheduler_config.json"
@@ -182,14 +183,6 @@ class RePaintSchedulerConfig:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-
-
-def check_int(name: str, value: Any, minimum: int) -> None:
-    """Refuse a parameter that is not an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < minimum:
-        raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
 
 
 def _as_float(name: str, value: Any) -> float:

@@ -7,15 +7,11 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.config import RePaintSchedulerConfig, check_int
-from repaint_jax.scheduler import (
-    RePaintSchedulerState,
-    ResamplingSchedule,
-    check_image_and_mask,
-    gaussian,
-    is_key_vector,
-    reverse_transition,
-)
+from repaint_jax.checks import check_image_and_mask, check_int
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.keys import gaussian, is_key_vector
+from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule
+from repaint_jax.transition import reverse_transition
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 

@@ -35,7 +35,7 @@ def betas(
     raise ValueError(f"beta_schedule is {schedule!r}, expected one of {', '.join(BETA_SCHEDULES)}")
 
 
-def alphas_cumprod(betas: Sequence[float] | NDArray[np.floating]) -> NDArray[np.floating]:
+def alphas_cumprod(betas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Product of the signal shares 1 - beta up to and with each training step."""
     return np.cumprod(1 - np.asarray(betas, np.float64))
 

@@ -12,17 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from repaint_jax.config import RePaintSchedulerConfig, check_int
+from repaint_jax.checks import check_int
+from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.hub import find_file
 from repaint_jax.images import array_to_pil, image_to_array, mask_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
+from repaint_jax.keys import is_key_vector
 from repaint_jax.models import UNet2D, load_unet2d, nnx_model_fn, save_unet2d
-from repaint_jax.scheduler import (
-    RePaintSchedulerState,
-    create_state,
-    is_key_vector,
-    set_timesteps,
-)
+from repaint_jax.scheduler import RePaintSchedulerState, create_state, set_timesteps
 
 BUNDLED = "bundled"
 OUTPUT_TYPES = ("pil", "np", "jax")

@@ -1,17 +1,7 @@
-"""RePaint's state, its reverse step and its undo step (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
+"""RePaint's scheduler: a frozen state, and pure functions on it, named as in diffusers.
 
-A ladder of T inference steps gives T + 1 noise levels: level k has abar = alphas_cumprod[ladder[k]], and
-level -1 is the clean image with abar = 1. A reverse step takes the sample from level k to k - 1, an undo
-step (the paper's line 10) from k - 1 to k. In the paper's letters, with a and p the abar of levels k and
-k - 1, x the sample, m the mask and z, z' standard Gaussians:
-
-    x0      = clip((x - sqrt(1 - a) eps) / sqrt(a))                                pred_original_sample
-    s2      = eta^2 (1 - p)/(1 - a) (1 - a/p)                                      DDIM, eq. 16
-    unknown = sqrt(p) x0 + sqrt(1 - p - s2) eps + sqrt(s2) z                       line 7
-    known   = sqrt(p) x_original + sqrt(1 - p) z'                                  line 5
-    x       = m known + (1 - m) unknown                                            line 8
-
-Line 5 as printed scales its noise by 1 - p; it must be the square root.
+`set_timesteps` turns a walk over noise levels (`jumps`) into a schedule; `step` and `undo_step` move a
+sample one level down and up. What happens in a step is in `transition`.
 """
 
 import dataclasses
@@ -24,23 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from repaint_jax import jumps, noise
-from repaint_jax.config import RePaintSchedulerConfig, check_int
-
-
-class LevelCoefficients(NamedTuple):
-    """What a step from or to a level needs. Every field is [T] in a state, and [] in a step."""
-
-    timestep: jax.Array  # int32, what the model is told
-    signal: jax.Array  # sqrt(a)
-    noise: jax.Array  # sqrt(1 - a)
-    prev_signal: jax.Array  # sqrt(p)
-    prev_noise_variance: jax.Array  # 1 - p
-    direction: jax.Array  # sqrt(1 - p - s2)
-    variance_share: jax.Array  # eta^2, and 0 in the step to the clean image
-    variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 its value at level 1
-    variance_large: jax.Array  # 1 - a/p
-    known_share: jax.Array  # 1, or 0 where no known pixels are put in
-    undo_variance: jax.Array  # 1 - a/p, the noise of an undo step up to this level
+from repaint_jax.checks import check_floating, check_image_and_mask, check_int
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.keys import gaussian
+from repaint_jax.transition import (
+    LevelCoefficients,
+    level_coefficients,
+    reverse_transition,
+    undo_variance,
+)
 
 
 class ResamplingSchedule(NamedTuple):
@@ -206,15 +188,14 @@ def set_timesteps(
 
     going_down = passed[1:] < passed[:-1]
     calls = np.flatnonzero(going_down)
-    undo_variance = _undo_variance(config, ladder)
-    log_kept = np.where(going_down, 0.0, np.log1p(-undo_variance[passed[1:]]))
+    log_kept = np.where(going_down, 0.0, np.log1p(-undo_variance(config, ladder)[passed[1:]]))
     return dataclasses.replace(
         state,
         num_inference_steps=int(num_inference_steps),
         num_model_calls=len(calls),
         timesteps=jnp.asarray(timesteps, jnp.int32),
         schedule=ResamplingSchedule(
-            _coefficients(config, ladder),
+            level_coefficients(config, ladder),
             call_levels=jnp.asarray(passed[calls], jnp.int32),
             jump_variances=jnp.asarray(0 - np.expm1(np.add.reduceat(log_kept, calls)), jnp.float32),
         ),
@@ -263,7 +244,7 @@ def step(
         raise ValueError(
             f"sample has shape {jnp.shape(sample)}, expected original_image's {original_image.shape}"
         )
-    _check_floating("sample", sample)
+    check_floating("sample", sample)
     z = gaussian(key, sample.shape, _working_dtype(sample))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
@@ -284,7 +265,7 @@ def undo_step(
         timestep: the timestep stepped last (diffusers' `t_last`), to whose level the sample returns.
         key: a key, or a vector of keys, one for each entry of the leading axis.
     """
-    _check_floating("sample", sample)
+    check_floating("sample", sample)
     dtype = _working_dtype(sample)
     variance = jnp.asarray(_row(state, timestep).undo_variance, dtype)
     z = gaussian(key, sample.shape, dtype)
@@ -314,7 +295,7 @@ def add_noise(
         noise: standard Gaussian, of the samples' shape.
         timesteps: in 0..num_train_timesteps-1; a scalar, or [B] for the leading axis.
     """
-    _check_floating("original_samples", original_samples)
+    check_floating("original_samples", original_samples)
     if jnp.shape(noise) != jnp.shape(original_samples):
         raise ValueError(
             f"noise has shape {jnp.shape(noise)}, expected original_samples' {original_samples.shape}"
@@ -331,174 +312,9 @@ def add_noise(
     return noisy.astype(original_samples.dtype)
 
 
-def reverse_transition(
-    config: RePaintSchedulerConfig,
-    row: LevelCoefficients,
-    jump_variance: jax.Array,
-    model_output: jax.Array,
-    sample: jax.Array,
-    original_image: jax.Array,
-    mask: jax.Array,
-    z: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Take a reverse step and the jump that follows it, with one Gaussian for both.
-
-    The step leaves a mean and, in each pixel, independent noise: of variance 1 - p with weight m, and s2
-    with weight 1 - m. A jump, whatever its length, keeps a share r of that variance and adds 1 - r
-    (`jump_variance`), so all of it is one draw of variance r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
-
-    Returns:
-        The sample after the jump, and pred_original_sample.
-    """
-    dtype = z.dtype
-    row, jump_variance, model_output, sample, original_image, mask = jax.tree.map(
-        lambda array: jnp.asarray(array, dtype),
-        (row, jump_variance, model_output, sample, original_image, mask),
-    )
-    model_output, variance = _split_variance(config, row, model_output, sample.shape)
-    x0, eps = _predict(config, row, model_output, sample)
-
-    known_weight = mask * row.known_share
-    mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
-        row.prev_signal * x0 + row.direction * eps
-    )
-    if config.undo == "diffusers":  # its one noise tensor serves both parts
-        known_std, unknown_std = jnp.sqrt(row.prev_noise_variance), _safe_sqrt(variance)
-        step_variance = (known_weight * known_std + (1 - known_weight) * unknown_std) ** 2
-    else:
-        step_variance = known_weight**2 * row.prev_noise_variance + (1 - known_weight) ** 2 * variance
-    std = _safe_sqrt((1 - jump_variance) * step_variance + jump_variance)
-    return jnp.sqrt(1 - jump_variance) * mean + std * z, x0
-
-
-def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Draw standard Gaussians; a vector of keys gives each entry of the leading axis its own stream."""
-    if is_key_vector(key):
-        if not shape or key.shape[0] != shape[0]:
-            raise ValueError(
-                f"key is a vector of {key.shape[0]} keys, expected one for each entry of the leading "
-                f"axis of the image's shape {shape}"
-            )
-        return jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(key)
-    return jax.random.normal(key, shape, dtype)
-
-
-def is_key_vector(key: jax.Array) -> bool:
-    """Tell a vector of keys from a single key, of the new or the old style."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    ndim = key.ndim if typed else key.ndim - 1
-    if ndim not in (0, 1):
-        raise ValueError(f"key has shape {key.shape}, expected a single key or a vector of keys")
-    return ndim == 1
-
-
-def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
-    """Refuse images and masks that are not floating, and masks that do not fit their image."""
-    _check_floating("original_image", original_image)
-    _check_floating("mask", mask)
-    shape, mask_shape = jnp.shape(original_image), jnp.shape(mask)
-    fits = len(mask_shape) == len(shape) and all(
-        m in (1, n) for m, n in zip(mask_shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask has shape {mask_shape}, expected the rank of original_image's {shape} "
-            "with each axis equal or 1"
-        )
-
-
 # Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
 # starts from pure noise at a level with more signal than this is visibly off.
 _NOISIEST_START = 0.02
-
-
-def _coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:
-    """Compute every level's coefficients in float64, and store them as float32."""
-    abar = noise.alphas_cumprod(config.betas)
-    a = abar[ladder]
-    p = np.append(1.0, a[:-1])
-    beta = 1 - a / p
-    variance_small = (1 - p) / (1 - a) * beta
-    s2 = config.eta**2 * variance_small
-    to_clean = np.arange(len(ladder)) == 0
-
-    def store(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(values, jnp.float32)
-
-    return LevelCoefficients(
-        timestep=jnp.asarray(ladder, jnp.int32),
-        signal=store(np.sqrt(a)),
-        noise=store(np.sqrt(1 - a)),
-        prev_signal=store(np.sqrt(p)),
-        prev_noise_variance=store(1 - p),
-        direction=store(np.sqrt(np.maximum(1 - p - s2, 0))),
-        variance_share=store(np.where(to_clean, 0.0, config.eta**2)),
-        variance_small=store(np.where(to_clean, np.append(variance_small, beta)[1], variance_small)),
-        variance_large=store(beta),
-        known_share=store(np.where(to_clean & (config.known_region == "before_model"), 0.0, 1.0)),
-        undo_variance=store(_undo_variance(config, ladder)),
-    )
-
-
-def _undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndarray:
-    """Noise of an undo step up to each level."""
-    betas = config.betas
-    if config.undo == "diffusers":
-        # It walks over betas[t .. t+n-1] with t = t_last, though the sample is n training steps below t.
-        n = config.num_train_timesteps // len(ladder)
-        used = np.minimum(ladder[:, None] + np.arange(n), len(betas) - 1)
-        return 1 - np.prod(1 - betas[used], axis=1)
-    abar = noise.alphas_cumprod(betas)[ladder]
-    return 1 - abar / np.append(1.0, abar[:-1])
-
-
-def _split_variance(
-    config: RePaintSchedulerConfig,
-    row: LevelCoefficients,
-    model_output: jax.Array,
-    shape: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """Separate the prediction from the learned variance, and return the variance of the step's noise."""
-    learned = config.variance_type == "learned_range"
-    expected = (*shape[:-1], 2 * shape[-1]) if learned and shape else shape
-    if model_output.shape != expected:
-        reason = " (variance_type is 'learned_range')" if learned else ""
-        raise ValueError(f"model_output has shape {model_output.shape}, expected {expected}{reason}")
-    if not learned:
-        fixed = {"fixed_small": row.variance_small, "fixed_large": row.variance_large}
-        return model_output, row.variance_share * fixed[config.variance_type]
-    model_output, fraction = jnp.split(model_output, 2, axis=-1)
-    ratio = row.variance_large / row.variance_small
-    variance = row.variance_small * ratio ** ((fraction + 1) / 2)
-    return model_output, row.variance_share * variance
-
-
-def _predict(
-    config: RePaintSchedulerConfig,
-    row: LevelCoefficients,
-    model_output: jax.Array,
-    sample: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the clean image and the noise that the model sees in the sample."""
-    if config.prediction_type == "epsilon":
-        eps = model_output
-        x0 = (sample - row.noise * eps) / row.signal
-    elif config.prediction_type == "sample":
-        x0 = model_output
-        eps = (sample - row.signal * x0) / row.noise
-    else:
-        x0 = row.signal * sample - row.noise * model_output
-        eps = row.signal * model_output + row.noise * sample
-    if config.clip_sample:
-        x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
-        if config.use_clipped_model_output:
-            eps = (sample - row.signal * x0) / row.noise
-    return x0, eps
-
-
-def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """Square root with a gradient of 0, not infinity, at 0."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
@@ -521,12 +337,6 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
 def _abridged(ladder: np.ndarray) -> str:
     shown = [str(t) for t in ladder]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
-
-
-def _check_floating(name: str, array: jax.Array) -> None:
-    dtype = jnp.result_type(array)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
 
 
 def _working_dtype(sample: jax.Array) -> jnp.dtype:

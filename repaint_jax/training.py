@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax import noise
-from repaint_jax.config import RePaintSchedulerConfig, check_int
+from repaint_jax.checks import check_int
+from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
 from repaint_jax.pipeline import save_pipeline

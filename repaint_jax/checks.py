@@ -1,0 +1,37 @@
+"""Refusals that several files share: one sentence with the parameter, its value and what was expected."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_int(name: str, value: Any, minimum: int) -> None:
+    """Refuse a parameter that is not an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
+
+
+def check_floating(name: str, array: jax.Array) -> None:
+    """Refuse an array that is not floating."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
+
+
+def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
+    """Refuse images and masks that are not floating, and masks that do not fit their image."""
+    check_floating("original_image", original_image)
+    check_floating("mask", mask)
+    shape, mask_shape = jnp.shape(original_image), jnp.shape(mask)
+    fits = len(mask_shape) == len(shape) and all(
+        m in (1, n) for m, n in zip(mask_shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask has shape {mask_shape}, expected the rank of original_image's {shape} "
+            "with each axis equal or 1"
+        )
