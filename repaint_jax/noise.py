@@ -37,7 +37,7 @@ def betas(
 
 def alphas_cumprod(betas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Product of the signal shares 1 - beta up to and with each training step."""
-    return np.cumprod(1 - np.asarray(betas, np.float64))
+    return np.cumprod(1 - np.asarray(betas, np.float64), dtype=np.float64)
 
 
 def ladder(
