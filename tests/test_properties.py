@@ -121,7 +121,7 @@ def test_trailing_timesteps_are_those_of_diffusers_where_rounding_meets_a_tie(nu
 @many
 @given(samplers(max_inference_steps=250), schedules(max_inference_steps=250))
 def test_counts_of_model_calls_add_up(sampler, schedule):
-    state, _, ladder, levels = sampler
+    state, _, _, levels = sampler
     assert isinstance(state.num_model_calls, int)
     downs = sum(move == "step" for move, _ in reference.diffusers_moves(levels))
     assert state.num_model_calls == downs
