@@ -3,8 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +207,20 @@ def _train(options: argparse.Namespace) -> int:
 
 def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any, output_type: str) -> Any:
     import jax
+    from tqdm import tqdm
 
     from repaint_jax.scheduler import set_timesteps
 
     schedule = (options.steps, options.jump_length, options.jump_n_sample)
     num_model_calls = set_timesteps(pipe.state, *schedule).num_model_calls
-    with _progress_bar(num_model_calls) as progress:
+    bar = None
+
+    def progress(calls_done: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=num_model_calls, unit="call", desc="model calls")
+        bar.update(int(calls_done) - bar.n)
+
+    try:
         return pipe(
             image,
             mask,
@@ -226,14 +233,9 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
             output_type=output_type,
             progress=progress,
         ).images
-
-
-@contextmanager
-def _progress_bar(num_model_calls: int | None) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(total=num_model_calls, unit="call", desc="model calls") as bar:
-        yield lambda calls_done: bar.update(int(calls_done) - bar.n)
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _check_output(path: Path) -> None:

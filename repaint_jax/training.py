@@ -6,6 +6,7 @@ changes is in `TrainState`, so a run that was stopped and resumed ends with the 
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -71,9 +72,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
             check_int(name, getattr(self, name), 1)
-        check_int("warmup_steps", self.warmup_steps, 0)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected a positive number")
+        for name in ("warmup_steps", "seed"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         for name in ("decay_fraction", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
@@ -98,10 +101,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam with clipped gradients under the schedule that `TrainingConfig` describes."""
+def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
+    """Linear warm-up, constant, cosine decay to zero."""
     decay_steps = max(1, round(config.num_steps * config.decay_fraction))
-    schedule = optax.join_schedules(
+    return optax.join_schedules(
         [
             optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
             optax.cosine_decay_schedule(config.learning_rate, decay_steps),
@@ -109,7 +112,11 @@ def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         [config.num_steps - decay_steps],
     )
 
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+
+def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Adam with clipped gradients."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.adam(learning_rate_schedule(config)))
 
 
 def create_train_state(config: TrainingConfig, params: Params) -> TrainState:
@@ -206,6 +213,7 @@ def train(
     Returns:
         The state after `config.num_steps` steps; `ema_params` are the weights to use.
     """
+    check_int("checkpoint_every", checkpoint_every, 1)
     if len(images) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
     train_step = make_train_step(config, model_fn, alphas_cumprod)
@@ -253,7 +261,13 @@ def train_unet2d(
     Returns:
         Folder of the exported model, in diffusers' layout.
     """
+    check_int("checkpoint_every", checkpoint_every, 1)
     unet_config = unet_config or small_unet_config(images.shape[1:])
+    if unet_config.in_channels != images.shape[-1] or unet_config.out_channels != images.shape[-1]:
+        raise ValueError(
+            f"images have {images.shape[-1]} channels, expected unet_config's "
+            f"in_channels={unet_config.in_channels} and out_channels={unet_config.out_channels}"
+        )
     _check_same_run(output, config, unet_config)
     unet = UNet2D(unet_config, rngs=nnx.Rngs(config.seed))
     model_fn, params = nnx_model_fn(unet)

@@ -1,0 +1,188 @@
+"""The command line: what it writes, and its one sentence when it cannot."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from repaint_jax import cli
+
+QUICK = ("--steps", "3", "--jump-length", "1", "--jump-n-sample", "2")
+
+
+@pytest.fixture
+def folder(tmp_path, model_folder, image, mask) -> Path:
+    """A folder with a picture and a mask of the model's size, and things that are neither."""
+    pixels = np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    Image.fromarray((mask[..., 0] * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def inpaint(model_folder: Path, folder: Path, *options: object, output: str = "out.png") -> int:
+    words = ["inpaint", "image.png", "mask.png", "-o", output, "--model", model_folder, *QUICK, *options]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return cli.main(list(map(str, words)))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_inpaint_writes_a_picture_with_the_known_pixels_as_they_were(model_folder, folder, capsys) -> None:
+    assert inpaint(model_folder, folder) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "wrote out.png\n"
+    assert "5/5" in captured.err, "the progress bar counts model calls"
+    known = pixels(folder / "mask.png") == 255
+    np.testing.assert_array_equal(pixels(folder / "out.png")[known], pixels(folder / "image.png")[known])
+    assert (pixels(folder / "out.png") != pixels(folder / "image.png")).any()
+
+
+def test_several_samples_become_numbered_pictures_that_differ(model_folder, folder, capsys) -> None:
+    assert inpaint(model_folder, folder, "--num-samples", 2) == 0
+    assert capsys.readouterr().out == "wrote out-1.png\nwrote out-2.png\n"
+    assert (pixels(folder / "out-1.png") != pixels(folder / "out-2.png")).any()
+    assert not (folder / "out.png").exists()
+
+
+def test_seed_decides_the_picture(model_folder, folder) -> None:
+    for seed, output in ((7, "a.png"), (7, "b.png"), (8, "c.png")):
+        assert inpaint(model_folder, folder, "--seed", seed, output=output) == 0
+    a, b, c = (pixels(folder / name) for name in ("a.png", "b.png", "c.png"))
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_pictures_of_another_size_are_resized_on_request(model_folder, folder, capsys) -> None:
+    Image.new("RGB", (20, 30), "white").save(folder / "image.png")
+    Image.new("L", (20, 30), 0).save(folder / "mask.png")
+    assert inpaint(model_folder, folder) == 2
+    assert "(30, 20, 1)" in only_line(capsys)
+    assert inpaint(model_folder, folder, "--resize") == 0
+    assert pixels(folder / "out.png").shape == (8, 8)
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = error.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--steps", "0"], "num_inference_steps is 0, expected an integer of at least 1"),
+        (["--steps", "1001"], "num_inference_steps is 1001, expected at most num_train_timesteps=1000"),
+        (["--jump-length", "0"], "jump_length is 0, expected an integer of at least 1"),
+        (["--jump-length", "3"], "jump_length is 3, expected less than num_inference_steps=3"),
+        (["--jump-n-sample", "0"], "jump_n_sample is 0, expected an integer of at least 1"),
+        (["--eta", "2"], "eta is 2.0, expected a number in [0, 1]"),
+        (["--eta", "nan"], "eta is nan, expected a number in [0, 1]"),
+        (["--num-samples", "0"], "num_samples is 0, expected an integer of at least 1"),
+        (["--model", "empty"], "empty"),
+        (["--model", "missing/folder"], "missing/folder"),
+    ],
+)
+def test_inpaint_refuses_in_one_sentence_and_writes_nothing(
+    model_folder, folder, capsys, options, expected
+) -> None:
+    before = sorted(folder.iterdir())
+    assert inpaint(model_folder, folder, *options) == 2
+    line = only_line(capsys)
+    assert line.startswith("repaint-jax inpaint: ")
+    assert expected in line
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("role", ["image", "mask"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("missing.png", "missing.png does not exist"),
+        ("text.png", "text.png is not a picture that can be read"),
+        ("empty", "empty is not a picture that can be read"),
+        ("wide.png", "has shape (8, 9, 1), expected"),
+        ("deep.png", "has mode I;16, expected 8 bits per channel"),
+    ],
+)
+def test_inpaint_refuses_what_is_no_picture_or_mask(
+    model_folder, folder, capsys, role, name, expected
+) -> None:
+    (folder / f"{role}.png").unlink()
+    if name != "missing.png":
+        (folder / name).rename(folder / f"{role}.png")
+    assert inpaint(model_folder, folder) == 2
+    assert expected.replace(name, f"{role}.png") in only_line(capsys)
+    assert not (folder / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("out.txt", "--output is out.txt, expected a picture's name such as out.png"),
+        ("out", "--output is out, expected a picture's name such as out.png"),
+        ("nowhere/out.png", "--output is nowhere/out.png, but the folder nowhere does not exist"),
+    ],
+)
+def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(
+    model_folder, folder, capsys, output, expected
+) -> None:
+    assert inpaint(model_folder, folder, output=output) == 2
+    assert expected in only_line(capsys)
+
+
+def test_result_that_is_not_finite_is_not_written(model_folder, folder, capsys) -> None:
+    broken = folder / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"] + np.float32(3e38)
+    tensors["conv_in.weight"] = tensors["conv_in.weight"] + np.float32(3e38)
+    save_file(tensors, weights)
+    (folder / "out.png").write_bytes(b"an earlier picture")
+    assert inpaint(broken, folder) == 2
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert (folder / "out.png").read_bytes() == b"an earlier picture"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("missing", "missing is not a folder"),
+        ("empty", "empty holds neither train-images-idx3-ubyte.gz nor pictures"),
+        ("text", "text.png is not a picture that can be read"),
+    ],
+)
+def test_train_refuses_data_that_is_none_in_one_sentence(folder, capsys, data, expected) -> None:
+    (folder / "text").mkdir()
+    (folder / "text.png").rename(folder / "text" / "text.png")
+    assert cli.main(["train", str(folder / data), "-o", str(folder / "run")]) == 2
+    assert expected in only_line(capsys)
+    assert not (folder / "run").exists()
+
+
+def test_command_is_installed_and_says_what_it_can(model_folder) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "repaint_jax.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "inpaint", "train"):
+        assert command in result.stdout
+
+
+def test_unknown_option_exits_with_2(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["inpaint", "image.png", "mask.png", "-o", "out.png", "--stepps", "3"])
+    assert exit_.value.code == 2
+    assert "--stepps" in capsys.readouterr().err

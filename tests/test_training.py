@@ -1,0 +1,252 @@
+"""Training: a run that learns, stops, goes on and exports; and what it refuses."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+import repaint_jax as rp
+from repaint_jax import cli, noise
+from repaint_jax.training import (
+    TrainingConfig,
+    batches,
+    create_train_state,
+    learning_rate_schedule,
+    make_train_step,
+    optimizer,
+    small_unet_config,
+    timestep_probabilities,
+    train,
+    train_unet2d,
+)
+
+ABAR = noise.alphas_cumprod(rp.RePaintSchedulerConfig().betas)
+CONFIG = TrainingConfig(num_steps=6, batch_size=4, warmup_steps=1, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:  # [12, 8, 8, 1] uint8
+    """Every picture is of one grey: soon learned."""
+    greys = np.linspace(60, 255, 12).astype(np.uint8)
+    return np.broadcast_to(greys[:, None, None, None], (12, 8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A denoiser that can learn one grey, and its first params; it compiles in no time."""
+
+    def model_fn(params, sample, timesteps):
+        return params["gain"] * sample + params["bias"]
+
+    return model_fn, {"gain": np.float32([0.0]), "bias": np.float32([0.0])}
+
+
+def assert_equal_leaves(one, other) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loss_falls(model, images, tmp_path) -> None:
+    losses = []
+    config = dataclasses.replace(CONFIG, num_steps=60)
+    train(config, *model, images, ABAR, tmp_path, on_step=lambda step, loss: losses.append(loss))
+    assert len(losses) == 60
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+class StoppedError(Exception):
+    """As Ctrl-C would."""
+
+
+def stop_at_step_5(step: int, loss: float) -> None:
+    if step == 5:
+        raise StoppedError
+
+
+def test_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(model, images, tmp_path) -> None:
+    whole = train(CONFIG, *model, images, ABAR, tmp_path / "whole")
+    run = (*model, images, ABAR, tmp_path / "stopped")
+    with pytest.raises(StoppedError):
+        train(CONFIG, *run, checkpoint_every=2, on_step=stop_at_step_5)
+    steps = []
+    resumed = train(CONFIG, *run, on_step=lambda step, loss: steps.append(step))
+    assert steps == [5, 6]
+    assert_equal_leaves(resumed, whole)
+
+
+def test_run_resumed_with_more_steps_before_its_decay_ends_as_a_long_one(model, images, tmp_path) -> None:
+    long = dataclasses.replace(CONFIG, num_steps=10)
+    run = (*model, images, ABAR, tmp_path / "extended")
+    with pytest.raises(StoppedError):
+        train(CONFIG, *run, checkpoint_every=4, on_step=stop_at_step_5)
+    extended = train(long, *run)
+    assert_equal_leaves(extended, train(long, *model, images, ABAR, tmp_path / "whole"))
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    schedule = learning_rate_schedule(TrainingConfig(num_steps=100, warmup_steps=10, learning_rate=0.5))
+    rates = [float(schedule(step)) for step in (0, 5, 10, 79, 80, 90, 100)]
+    np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.5, 0.5, 0.25, 0], atol=1e-6)
+
+
+def test_gradients_are_clipped_to_their_global_norm() -> None:
+    tx = optimizer(TrainingConfig(warmup_steps=0, max_grad_norm=1.0))
+    gradients = {"a": np.float32([300.0]), "b": np.float32([400.0])}
+    _, state = tx.update(gradients, tx.init(gradients))
+    first_moment = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(first_moment["a"], 0.1 * 0.6, rtol=1e-5)
+    np.testing.assert_allclose(first_moment["b"], 0.1 * 0.8, rtol=1e-5)
+
+
+def test_average_follows_the_weights(model, images) -> None:
+    model_fn, params = model
+    train_step = make_train_step(CONFIG, model_fn, ABAR)
+    state = create_train_state(CONFIG, params)
+    batch = images[:4].astype(np.float32) / 127.5 - 1
+    for step in range(2):
+        before, (state, _) = state, train_step(state, batch)
+        decay = (1 + step) / (10 + step)
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, before.ema_params, state.params)
+        for got, want in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_an_epoch_has_every_image_once_and_each_epoch_another_order() -> None:
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    stream = batches(images, 4, seed=0)
+    epochs = [np.concatenate([next(stream).ravel() for _ in range(3)]) for _ in range(2)]
+    for epoch in epochs:
+        np.testing.assert_allclose(np.sort(epoch), np.arange(12) / 127.5 - 1, atol=1e-6)
+    assert not np.array_equal(*epochs)
+    np.testing.assert_array_equal(next(batches(images, 4, seed=0, first_step=4)).ravel(), epochs[1][4:8])
+
+
+@pytest.mark.parametrize("density", ["uniform", "lognormal"])
+def test_timestep_densities_are_probabilities_that_leave_no_timestep_out(density: str) -> None:
+    probabilities = timestep_probabilities(density, ABAR)
+    np.testing.assert_allclose(probabilities.sum(), 1)
+    assert probabilities.min() >= 0.1 / len(ABAR) * (1 - 1e-9)
+
+
+def test_lognormal_density_has_the_median_it_is_named_after() -> None:
+    probabilities = timestep_probabilities("lognormal", ABAR) - 0.1 / len(ABAR)
+    median = np.searchsorted(np.cumsum(probabilities), 0.45)
+    log_sigma = 0.5 * np.log((1 - ABAR[median]) / ABAR[median])
+    np.testing.assert_allclose(log_sigma, -0.5, atol=0.05)
+
+
+# The whole run, as `repaint-jax train` makes it
+
+
+@pytest.fixture(scope="module")
+def finished_run(unet_config, images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    pictures = folder / "pictures" / "nested"
+    pictures.mkdir(parents=True)
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels[..., 0]).save(pictures / f"{i}.png")
+    (folder / "unet.json").write_text(json.dumps(unet_config.to_dict()))
+    assert cli.main(command(folder)) == 0
+    return folder
+
+
+def command(folder: Path, **changed: object) -> list[str]:
+    options = {
+        "--unet-config": folder / "unet.json",
+        "--image-size": 8,
+        "--train-steps": 51,
+        "--batch-size": 4,
+        "--checkpoint-every": 50,
+        "--warmup-steps": 1,
+        **{f"--{name.replace('_', '-')}": value for name, value in changed.items()},
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return ["train", str(folder / "pictures"), "-o", str(folder / "run"), "--grey", *words]
+
+
+def test_command_writes_a_model_that_the_pipeline_loads_and_inpaints_with(finished_run, mask) -> None:
+    pipe = rp.RePaintPipeline.from_pretrained(finished_run / "run" / "model")
+    assert pipe.image_shape == (8, 8, 1)
+    picture = Image.new("L", (8, 8), 200)
+    assert len(pipe(picture, mask, 3, jump_n_sample=1, key=jax.random.key(0)).images) == 1
+
+
+def test_command_keeps_a_log_its_settings_and_samples(finished_run) -> None:
+    run = finished_run / "run"
+    (row,) = csv.reader((run / "log.csv").open())
+    assert row[0] == "50"
+    assert float(row[1]) > 0
+    assert json.loads((run / "training_config.json").read_text())["training"]["num_steps"] == 51
+    assert [path.name for path in sorted((run / "samples").iterdir())] == [
+        "step_0000050.png",
+        "step_0000051.png",
+    ]
+    assert Image.open(run / "samples" / "step_0000051.png").size > (4 * 8, 4 * 8)
+
+
+def test_finished_run_is_exported_again_without_a_step(finished_run, capsys) -> None:
+    weights = finished_run / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert cli.main(command(finished_run)) == 0
+    assert weights.read_bytes() == before
+
+
+def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
+    assert cli.main(command(finished_run, learning_rate=0.5)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "learning_rate=0.001" in message
+    assert "0.5" in message
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("num_steps", 0, "num_steps is 0, expected an integer of at least 1"),
+        ("batch_size", 0, "batch_size is 0, expected an integer of at least 1"),
+        ("warmup_steps", -1, "warmup_steps is -1, expected an integer of at least 0"),
+        ("learning_rate", 0.0, "learning_rate is 0.0, expected a positive number"),
+        ("learning_rate", float("nan"), "learning_rate is nan, expected a positive number"),
+        ("max_grad_norm", 0.0, "max_grad_norm is 0.0, expected a positive number"),
+        ("decay_fraction", 1.5, r"decay_fraction is 1.5, expected a number in \[0, 1\]"),
+        ("ema_decay", -0.1, r"ema_decay is -0.1, expected a number in \[0, 1\]"),
+        ("prediction_type", "x", "prediction_type is 'x', expected one of epsilon, sample, v_prediction"),
+        ("timestep_density", "x", "timestep_density is 'x', expected one of uniform, lognormal"),
+        ("seed", -1, "seed is -1, expected an integer of at least 0"),
+    ],
+)
+def test_config_refuses(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        TrainingConfig(**{name: value})
+
+
+def test_too_few_images_are_refused(model, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="batch_size is 4, but there are only 3 images"):
+        train(CONFIG, *model, images[:3], ABAR, tmp_path)
+
+
+def test_checkpoint_every_zero_is_refused(unet_config, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every is 0, expected an integer of at least 1"):
+        train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config, checkpoint_every=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_do_not_fit_the_architecture_are_refused(unet_config, tmp_path) -> None:
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"images have 3 channels, expected .*in_channels=1"):
+        train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config)
+
+
+def test_default_architecture_needs_sides_that_can_be_halved_twice() -> None:
+    assert small_unet_config((28, 32, 3)).sample_size == (28, 32)
+    with pytest.raises(ValueError, match="images are 30x32, expected sides that are multiples of 4"):
+        small_unet_config((30, 32, 3))
