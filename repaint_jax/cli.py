@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, help="folder for checkpoints, samples, model"
     )
     train.add_argument("--unet-config", type=Path, help="architecture, as diffusers' unet/config.json")
+    train.add_argument("--init-model", help="go on from the weights of this model, given as --model")
     train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
     train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
     train.add_argument("--train-steps", type=int, default=20_000, help="optimiser steps")
@@ -199,6 +200,7 @@ def _train(options: argparse.Namespace) -> int:
         images,
         options.output,
         unet_config=UNet2DConfig.from_file(options.unet_config) if options.unet_config else None,
+        initial_model=options.init_model,
         checkpoint_every=options.checkpoint_every,
     )
     print(f"wrote {model}")

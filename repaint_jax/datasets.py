@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repaint_jax.checks import check_int
 from repaint_jax.images import PIL_MODES, open_image
 
 IDX_NAME = "train-images-idx3-ubyte.gz"
@@ -22,6 +23,7 @@ def read_images(folder: Path, image_size: int, *, grey: bool) -> NDArray[np.uint
         image_size: pictures are cropped to their central square and resized to this side.
         grey: read pictures as one channel instead of three.
     """
+    check_int("image_size", image_size, 1)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     if (folder / IDX_NAME).is_file():

@@ -57,26 +57,14 @@ class RePaintPipeline:
                 "bundled", the model that is part of this package.
             dtype: of the model's parameters and arithmetic.
         """
-        if str(path_or_repo) == BUNDLED:
-            path_or_repo = bundled_folder()
-        try:
-            find_file(path_or_repo, "model_index.json")
-            flat = False
-        except FileNotFoundError:
-            flat = True
-        unet = load_unet2d(path_or_repo, None if flat else "unet", dtype=dtype)
-        config = RePaintSchedulerConfig.from_pretrained(path_or_repo, None if flat else "scheduler")
-        return cls.from_unet2d(unet, config)
+        return cls.from_unet2d(*load_pipeline(path_or_repo, dtype))
 
     @classmethod
     def from_unet2d(cls, unet: UNet2D, config: RePaintSchedulerConfig) -> Self:
         """Put a model and the settings of its scheduler together."""
-        size = unet.config.sample_size
-        if size is None:
-            raise ValueError("the model's config has no sample_size, expected its height and width")
-        height, width = (size, size) if isinstance(size, int) else size
         model_fn, params = nnx_model_fn(unet)
-        return cls(model_fn, params, create_state(config), (height, width, unet.config.in_channels))
+        image_shape = (*unet.config.height_and_width, unet.config.in_channels)
+        return cls(model_fn, params, create_state(config), image_shape)
 
     def __call__(
         self,
@@ -140,6 +128,21 @@ class RePaintPipeline:
         if output_type == "np":
             return ImagePipelineOutput(np.clip(np.asarray(result) / 2 + 0.5, 0, 1))
         return ImagePipelineOutput([array_to_pil(one) for one in np.asarray(result)])
+
+
+def load_pipeline(
+    path_or_repo: str | Path, dtype: Any = jnp.float32
+) -> tuple[UNet2D, RePaintSchedulerConfig]:
+    """Read what `RePaintPipeline.from_pretrained` reads, as the module and its scheduler's settings."""
+    if str(path_or_repo) == BUNDLED:
+        path_or_repo = bundled_folder()
+    try:
+        find_file(path_or_repo, "model_index.json")
+        flat = False
+    except FileNotFoundError:
+        flat = True
+    unet = load_unet2d(path_or_repo, None if flat else "unet", dtype=dtype)
+    return unet, RePaintSchedulerConfig.from_pretrained(path_or_repo, None if flat else "scheduler")
 
 
 def save_pipeline(folder: str | Path, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any) -> None:

@@ -26,7 +26,7 @@ from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
-from repaint_jax.pipeline import save_pipeline
+from repaint_jax.pipeline import load_pipeline, save_pipeline
 from repaint_jax.plots import square_grid
 from repaint_jax.scheduler import create_state, set_timesteps
 
@@ -104,13 +104,14 @@ class TrainState(NamedTuple):
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     """Linear warm-up, constant, cosine decay to zero."""
     decay_steps = max(1, round(config.num_steps * config.decay_fraction))
-    return optax.join_schedules(
+    decay = optax.join_schedules(
         [
-            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+            optax.constant_schedule(config.learning_rate),
             optax.cosine_decay_schedule(config.learning_rate, decay_steps),
         ],
         [config.num_steps - decay_steps],
     )
+    return lambda step: decay(step) * jnp.minimum(1.0, step / max(1, config.warmup_steps))
 
 
 def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -214,8 +215,7 @@ def train(
         The state after `config.num_steps` steps; `ema_params` are the weights to use.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
-    if len(images) < config.batch_size:
-        raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
+    _check_enough_images(config, images)
     train_step = make_train_step(config, model_fn, alphas_cumprod)
     state = create_train_state(config, params)
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -246,6 +246,7 @@ def train_unet2d(
     output: Path,
     *,
     unet_config: UNet2DConfig | None = None,
+    initial_model: str | Path | None = None,
     checkpoint_every: int = 1000,
 ) -> Path:
     """Train a `UNet2D` and export it, as `repaint-jax train` does; called again, it goes on.
@@ -256,22 +257,39 @@ def train_unet2d(
         output: folder for `checkpoints/`, `samples/` (a grid drawn at each checkpoint), `log.csv`,
             `training_config.json` and the exported `model/`.
         unet_config: architecture; a small one that fits the images where None.
+        initial_model: start from the weights, architecture and noise schedule of this model, given as
+            to `RePaintPipeline.from_pretrained`.
         checkpoint_every: steps between checkpoints.
 
     Returns:
         Folder of the exported model, in diffusers' layout.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
-    unet_config = unet_config or small_unet_config(images.shape[1:])
-    if unet_config.in_channels != images.shape[-1] or unet_config.out_channels != images.shape[-1]:
+    if initial_model is None:
+        unet = UNet2D(unet_config or small_unet_config(images.shape[1:]), rngs=nnx.Rngs(config.seed))
+        scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
+    elif unet_config is not None:
+        raise ValueError("unet_config is given beside initial_model, expected one of the two")
+    else:
+        unet, scheduler_config = load_pipeline(initial_model)
+        if scheduler_config.prediction_type != config.prediction_type:
+            raise ValueError(
+                f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "
+                f"{scheduler_config.prediction_type!r}"
+            )
+    image_shape = (*unet.config.height_and_width, unet.config.in_channels)
+    if image_shape != images.shape[1:]:
         raise ValueError(
-            f"images have {images.shape[-1]} channels, expected unet_config's "
-            f"in_channels={unet_config.in_channels} and out_channels={unet_config.out_channels}"
+            f"images have shape {images.shape[1:]}, expected the model's {image_shape} "
+            "(height, width, channels)"
         )
-    _check_same_run(output, config, unet_config)
-    unet = UNet2D(unet_config, rngs=nnx.Rngs(config.seed))
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError(
+            f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
+        )
+    _check_enough_images(config, images)
+    _check_same_run(output, config, unet.config)
     model_fn, params = nnx_model_fn(unet)
-    scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
     sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
     (output / "samples").mkdir(exist_ok=True)
 
@@ -287,6 +305,8 @@ def train_unet2d(
         tqdm(total=config.num_steps, unit="step", desc="training") as bar,
         (output / "log.csv").open("a", encoding="utf-8") as log,
     ):
+        if log.tell() == 0:
+            print("step,loss,time", file=log)
         recent_losses: list[float] = []
 
         def on_step(done: int, loss: float) -> None:
@@ -334,6 +354,11 @@ def small_unet_config(image_shape: tuple[int, int, int]) -> UNet2DConfig:
         attention_head_dim=32,
         norm_num_groups=8,
     )
+
+
+def _check_enough_images(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
+    if len(images) < config.batch_size:
+        raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
 
 
 def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DConfig) -> None:

@@ -1,5 +1,6 @@
 """The command line: what it writes, and its one sentence when it cannot."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,16 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from repaint_jax import cli
+from repaint_jax import RePaintPipeline, cli
 
 QUICK = ("--steps", "3", "--jump-length", "1", "--jump-n-sample", "2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_model_is_loaded_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RePaintPipeline, "from_pretrained", functools.cache(RePaintPipeline.from_pretrained))
+        yield
 
 
 @pytest.fixture
@@ -25,6 +33,7 @@ def folder(tmp_path, model_folder, image, mask) -> Path:
     Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "subfolder.png").mkdir()
     return tmp_path
 
 
@@ -84,6 +93,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("options", "expected"),
     [
         (["--steps", "0"], "num_inference_steps is 0, expected an integer of at least 1"),
+        (["--steps", "-3"], "num_inference_steps is -3, expected an integer of at least 1"),
         (["--steps", "1001"], "num_inference_steps is 1001, expected at most num_train_timesteps=1000"),
         (["--jump-length", "0"], "jump_length is 0, expected an integer of at least 1"),
         (["--jump-length", "3"], "jump_length is 3, expected less than num_inference_steps=3"),
@@ -91,7 +101,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--eta", "2"], "eta is 2.0, expected a number in [0, 1]"),
         (["--eta", "nan"], "eta is nan, expected a number in [0, 1]"),
         (["--num-samples", "0"], "num_samples is 0, expected an integer of at least 1"),
+        (["--eta", "-0.1"], "eta is -0.1, expected a number in [0, 1]"),
+        (["--seed", str(2**70)], f"seed is {2**70}, expected"),
         (["--model", "empty"], "empty"),
+        (["--model", "image.png"], "image.png is "),
         (["--model", "missing/folder"], "missing/folder"),
     ],
 )
@@ -133,7 +146,10 @@ def test_inpaint_refuses_what_is_no_picture_or_mask(
     [
         ("out.txt", "--output is out.txt, expected a picture's name such as out.png"),
         ("out", "--output is out, expected a picture's name such as out.png"),
+        ("out.psd", "--output is out.psd, expected a picture's name such as out.png"),
         ("nowhere/out.png", "--output is nowhere/out.png, but the folder nowhere does not exist"),
+        ("image.png/out.png", "--output is image.png/out.png, but the folder image.png does not exist"),
+        ("subfolder.png", "--output is subfolder.png, which cannot be written"),
     ],
 )
 def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(
@@ -155,6 +171,45 @@ def test_result_that_is_not_finite_is_not_written(model_folder, folder, capsys) 
     assert inpaint(broken, folder) == 2
     assert "not finite" in capsys.readouterr().err.splitlines()[-1]
     assert (folder / "out.png").read_bytes() == b"an earlier picture"
+
+
+def test_disk_that_is_full_leaves_no_unfinished_file(model_folder, folder, capsys, monkeypatch) -> None:
+    def save(picture, path):
+        Path(path).write_bytes(b"half a pic")
+        raise OSError("No space left on device")
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert inpaint(model_folder, folder) == 2
+    assert capsys.readouterr().err.endswith("repaint-jax inpaint: No space left on device\n")
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        ("unet/config.json", b"{", "config.json is not a JSON file"),
+        ("unet/config.json", b'{"act_fn": "gelu"}', "act_fn is 'gelu', expected 'silu'"),
+        ("unet/diffusion_pytorch_model.safetensors", b"\0", "is not a whole safetensors file"),
+        ("scheduler/scheduler_config.json", b"[]", "expected a JSON object"),
+        (
+            "scheduler/scheduler_config.json",
+            b'{"beta_start": 2.0}',
+            "beta_start is 2.0, expected a variance",
+        ),
+        ("model_index.json", None, "config.json does not exist"),
+        ("scheduler/scheduler_config.json", None, "scheduler_config.json does not exist"),
+    ],
+)
+def test_damaged_model_is_refused(model_folder, folder, capsys, name: str, damage, expected: str) -> None:
+    shutil.copytree(model_folder, folder / "damaged")
+    if damage is None:
+        (folder / "damaged" / name).unlink()
+    else:
+        (folder / "damaged" / name).write_bytes(damage)
+    assert inpaint(folder / "damaged", folder) == 2
+    assert expected in only_line(capsys)
+    assert not (folder / "out.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -179,6 +234,27 @@ def test_command_is_installed_and_says_what_it_can(model_folder) -> None:
     )
     for command in ("demo", "inpaint", "train"):
         assert command in result.stdout
+
+
+def test_refusal_in_a_process_of_its_own_is_one_line_and_status_2(folder) -> None:
+    words = ["inpaint", "missing.png", "mask.png", "-o", "out.png"]
+    result = subprocess.run(
+        [sys.executable, "-m", "repaint_jax.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "repaint-jax inpaint: missing.png does not exist\n"
+
+
+@pytest.mark.parametrize("option", ["--steps", "--jump-length", "--eta", "--num-samples", "--seed"])
+def test_option_that_is_no_number_exits_with_2(capsys, option: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["inpaint", "image.png", "mask.png", "-o", "out.png", option, "many"])
+    assert exit_.value.code == 2
+    assert f"argument {option}: invalid" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_unknown_option_exits_with_2(capsys) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import repaint_jax as rp
 from repaint_jax import cli, noise
@@ -93,6 +94,46 @@ def test_learning_rate_warms_up_stays_and_decays() -> None:
     schedule = learning_rate_schedule(TrainingConfig(num_steps=100, warmup_steps=10, learning_rate=0.5))
     rates = [float(schedule(step)) for step in (0, 5, 10, 79, 80, 90, 100)]
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.5, 0.5, 0.25, 0], atol=1e-6)
+
+
+def test_learning_rate_without_a_warm_up_starts_at_its_highest() -> None:
+    schedule = learning_rate_schedule(TrainingConfig(num_steps=100, warmup_steps=0, learning_rate=0.5))
+    np.testing.assert_allclose([schedule(1), schedule(50)], 0.5)
+
+
+def test_learning_rate_never_jumps_even_where_the_warm_up_is_longer_than_the_run() -> None:
+    schedule = learning_rate_schedule(TrainingConfig(num_steps=100, warmup_steps=1000, learning_rate=0.5))
+    rates = np.array([schedule(step) for step in range(101)])
+    assert np.abs(np.diff(rates)).max() <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "abar", "expected"),
+    [
+        ("epsilon", 1e-7, 1.0),
+        ("sample", 1e-7, 0.25),
+        ("v_prediction", 1e-7, 0.25),
+        ("v_prediction", 1 - 1e-7, 1.0),
+    ],
+)
+def test_loss_of_a_network_that_returns_zero_is_the_mean_square_of_its_target(
+    model, prediction_type: str, abar: float, expected: float
+) -> None:
+    # The image is 0.5 everywhere and the noise a unit Gaussian; v is the image or the noise at either end.
+    config = dataclasses.replace(CONFIG, prediction_type=prediction_type)
+    train_step = make_train_step(config, model[0], np.array([abar]))
+    _, loss = train_step(create_train_state(config, model[1]), np.full((512, 2, 2, 1), 0.5, np.float32))
+    assert float(loss) == pytest.approx(expected, abs=0.15)  # 2048 values: five standard errors
+
+
+def test_seed_decides_the_noise(model) -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        config = dataclasses.replace(CONFIG, seed=seed)
+        train_step = make_train_step(config, model[0], ABAR)
+        _, loss = train_step(create_train_state(config, model[1]), np.zeros((4, 2, 2, 1), np.float32))
+        losses.append(float(loss))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_gradients_are_clipped_to_their_global_norm() -> None:
@@ -179,7 +220,8 @@ def test_command_writes_a_model_that_the_pipeline_loads_and_inpaints_with(finish
 
 def test_command_keeps_a_log_its_settings_and_samples(finished_run) -> None:
     run = finished_run / "run"
-    (row,) = csv.reader((run / "log.csv").open())
+    header, row = csv.reader((run / "log.csv").open())
+    assert header == ["step", "loss", "time"]
     assert row[0] == "50"
     assert float(row[1]) > 0
     assert json.loads((run / "training_config.json").read_text())["training"]["num_steps"] == 51
@@ -205,7 +247,57 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     assert "0.5" in message
 
 
+def test_run_from_a_model_starts_with_its_weights_and_keeps_its_architecture(
+    finished_run, images, tmp_path
+) -> None:
+    initial = finished_run / "run" / "model"
+    config = dataclasses.replace(CONFIG, num_steps=1, warmup_steps=10**6)  # learns next to nothing
+    model = train_unet2d(config, images, tmp_path / "run", initial_model=initial)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    before, after = load_file(initial / name), load_file(model / name)
+    for key, weight in before.items():
+        np.testing.assert_allclose(after[key], weight, atol=1e-3)
+
+
+def test_run_from_a_model_refuses_another_prediction_and_another_architecture(
+    finished_run, images, unet_config, tmp_path
+) -> None:
+    initial = finished_run / "run" / "model"
+    run = tmp_path / "run"
+    v_prediction = dataclasses.replace(CONFIG, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="'v_prediction', expected that of initial_model, 'epsilon'"):
+        train_unet2d(v_prediction, images, run, initial_model=initial)
+    with pytest.raises(ValueError, match="unet_config is given beside initial_model"):
+        train_unet2d(CONFIG, images, run, initial_model=initial, unet_config=unet_config)
+
+
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"train_steps": 0}, "num_steps is 0, expected an integer of at least 1"),
+        ({"batch_size": 13}, "batch_size is 13, but there are only 12 images"),
+        ({"image_size": 0}, "image_size is 0, expected an integer of at least 1"),
+        ({"image_size": 16}, "images have shape (16, 16, 1), expected the model's (8, 8, 1)"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0, expected an integer of at least 1"),
+        ({"unet_config": "missing.json"}, "missing.json"),
+        ({"prediction_type": "noise"}, "prediction_type is 'noise', expected one of"),
+    ],
+)
+def test_command_refuses_in_one_line_and_leaves_no_folder(
+    finished_run, tmp_path, capsys, changed, expected
+) -> None:
+    run = tmp_path / "new"
+    assert cli.main([*command(finished_run, **changed), "-o", str(run)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("repaint-jax train: ")
+    assert output.err.count("\n") == 1
+    assert expected in output.err
+    # What is left behind would refuse the corrected command.
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +334,9 @@ def test_checkpoint_every_zero_is_refused(unet_config, images, tmp_path) -> None
 
 def test_images_that_do_not_fit_the_architecture_are_refused(unet_config, tmp_path) -> None:
     images = np.zeros((4, 8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"images have 3 channels, expected .*in_channels=1"):
+    with pytest.raises(
+        ValueError, match=r"images have shape \(8, 8, 3\), expected the model's \(8, 8, 1\)"
+    ):
         train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config)
 
 

@@ -77,6 +77,14 @@ class UNet2DConfig:
             raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object")
         return cls.from_dict(config)
 
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """The pictures' size, which the file leaves out at times."""
+        if self.sample_size is None:
+            raise ValueError("the model's config has no sample_size, expected its height and width")
+        size = self.sample_size
+        return (size, size) if isinstance(size, int) else size
+
     def to_dict(self) -> dict[str, Any]:
         """Write diffusers' `unet/config.json`."""
         return {"_class_name": "UNet2DModel", **dataclasses.asdict(self)}
