@@ -213,6 +213,8 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
 
     from repaint_jax.scheduler import set_timesteps
 
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"seed is {options.seed}, expected an integer from 0 to 2**32 - 1")
     schedule = (options.steps, options.jump_length, options.jump_n_sample)
     num_model_calls = set_timesteps(pipe.state, *schedule).num_model_calls
     bar = None
@@ -245,7 +247,7 @@ def _check_output(path: Path) -> None:
     from PIL import Image
 
     Image.init()
-    if path.suffix.lower() not in Image.EXTENSION:
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--output is {path}, expected a picture's name such as out.png")
     if not path.parent.is_dir():
         raise ValueError(f"--output is {path}, but the folder {path.parent} does not exist")

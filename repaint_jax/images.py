@@ -40,6 +40,7 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
             raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel")
         image = np.asarray(image.convert(PIL_MODES[channels]))
     array = np.asarray(image)
+    _check_picture("image", array, image)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape != image_shape:
@@ -68,6 +69,7 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
             raise ValueError(f"mask has mode {mask.mode}, expected 8 bits per channel")
         mask = np.asarray(mask.convert("L"))
     array = np.asarray(mask)
+    _check_picture("mask", array, mask)
     if array.ndim == 2:
         array = array[..., None]
     expected = (*image_shape[:2], 1)
@@ -80,6 +82,11 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     if not np.all((array >= 0) & (array <= 1)):
         raise ValueError("mask has values that are not in [0, 1]")
     return (array >= 0.5).astype(np.float32)
+
+
+def _check_picture(name: str, array: NDArray[Any], value: Any) -> None:
+    if array.ndim == 0 or array.dtype.kind not in "biufc":
+        raise TypeError(f"{name} is {value!r}, expected a PIL image or an array of numbers")
 
 
 def resize(image: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image:

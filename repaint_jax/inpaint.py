@@ -7,7 +7,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.checks import check_image_and_mask, check_int
+from repaint_jax.checks import check_image_and_mask, check_int, working_dtype
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.keys import gaussian, is_key_vector
 from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule
@@ -140,7 +140,7 @@ def _run_chain(
     progress: Callable[[int], None] | None,
 ) -> tuple[jax.Array, jax.Array]:
     # The chain is carried in float32 at least; the model sees the image's own dtype.
-    image_dtype, dtype = original_image.dtype, jnp.promote_types(jnp.float32, original_image.dtype)
+    image_dtype, dtype = original_image.dtype, working_dtype(original_image.dtype)
     shape, num_calls = original_image.shape, len(schedule.call_levels)
 
     def fresh_noise(index: jax.Array | int) -> jax.Array:
@@ -149,7 +149,9 @@ def _run_chain(
 
     # Where call i's preview goes; one past the end, which writes nothing, for calls without one.
     slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
-    slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(jnp.arange(len(preview_calls)))
+    slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
+        jnp.arange(len(preview_calls), dtype=jnp.int32)
+    )
 
     def model_call(
         carry: tuple[jax.Array, jax.Array], call: tuple[jax.Array, ...]

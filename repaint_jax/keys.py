@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -18,6 +19,8 @@ def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 
 def is_key_vector(key: jax.Array) -> bool:
     """Tell a vector of keys from a single key, of the new or the old style."""
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"key is {key!r}, expected a key such as jax.random.key(0), or a vector of keys")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ndim = key.ndim if typed else key.ndim - 1
     if ndim not in (0, 1):

@@ -17,17 +17,17 @@ def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float
         mask: broadcastable to [H, W, C]; pixels with 0 count.
     """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
-    if len(samples) < 2:
-        raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
+    between_samples = diversity(samples, mask)
     unknown = np.broadcast_to(np.asarray(mask) == 0, truth.shape)
-    x, y = samples[:, unknown], truth[unknown]
-    to_truth = np.linalg.norm(x - y, axis=1).mean()
-    return float(to_truth - diversity(samples, mask) / 2)
+    to_truth = np.linalg.norm(samples[:, unknown] - truth[unknown], axis=1).mean()
+    return float(to_truth - between_samples / 2)
 
 
 def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
     """Mean distance E|X - X'| between two different samples over the inpainted pixels."""
     samples = np.asarray(samples, np.float64)
+    if len(samples) < 2:
+        raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
     unknown = np.broadcast_to(np.asarray(mask) == 0, samples.shape[1:])
     x = samples[:, unknown]
     distances = np.linalg.norm(x[:, None] - x[None], axis=-1)

@@ -103,8 +103,10 @@ class RePaintPipeline:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
         check_int("num_samples", num_samples, 1)
-        images = np.stack([image_to_array(one, self.image_shape) for one in _as_list(image)])
-        masks = np.stack([mask_to_array(one, self.image_shape) for one in _as_list(mask_image)])
+        images = np.stack([image_to_array(one, self.image_shape) for one in _as_list("image", image)])
+        masks = np.stack(
+            [mask_to_array(one, self.image_shape) for one in _as_list("mask_image", mask_image)]
+        )
         if len(masks) not in (1, len(images)):
             raise ValueError(
                 f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
@@ -163,12 +165,16 @@ def bundled_folder() -> Path:
     return Path(str(files("repaint_jax") / "bundled" / "fashion_mnist"))
 
 
-def _as_list(pictures: Any) -> Sequence[Any]:
+def _as_list(name: str, pictures: Any) -> Sequence[Any]:
     if isinstance(pictures, Image.Image):
         return [pictures]
-    if isinstance(pictures, Sequence):
+    if isinstance(pictures, str | Path):
+        raise TypeError(f"{name} is {pictures!r}, expected a PIL image, an array or a list of them")
+    if isinstance(pictures, Sequence) or np.ndim(pictures) == 4:
+        if len(pictures) == 0:
+            raise ValueError(f"{name} is empty, expected at least one picture")
         return pictures
-    return pictures if np.ndim(pictures) == 4 else [pictures]
+    return [pictures]
 
 
 def _sample_keys(key: jax.Array, num_images: int, num_samples: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from repaint_jax import jumps, noise
-from repaint_jax.checks import check_floating, check_image_and_mask, check_int
+from repaint_jax.checks import check_floating, check_image_and_mask, check_int, working_dtype
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.keys import gaussian
 from repaint_jax.transition import (
@@ -127,6 +127,8 @@ def set_timesteps(
     >>> state.num_model_calls, len(state.timesteps)
     (2410, 4570)
     """
+    if not isinstance(state, RePaintSchedulerState):
+        raise TypeError(f"state is {state!r}, expected one from create_state")
     config = state.config
     for name, value in (
         ("num_inference_steps", num_inference_steps),
@@ -245,7 +247,7 @@ def step(
             f"sample has shape {jnp.shape(sample)}, expected original_image's {original_image.shape}"
         )
     check_floating("sample", sample)
-    z = gaussian(key, sample.shape, _working_dtype(sample))
+    z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
     )
@@ -266,7 +268,7 @@ def undo_step(
         key: a key, or a vector of keys, one for each entry of the leading axis.
     """
     check_floating("sample", sample)
-    dtype = _working_dtype(sample)
+    dtype = working_dtype(sample.dtype)
     variance = jnp.asarray(_row(state, timestep).undo_variance, dtype)
     z = gaussian(key, sample.shape, dtype)
     diffused = jnp.sqrt(1 - variance) * sample.astype(dtype) + jnp.sqrt(variance) * z
@@ -300,8 +302,8 @@ def add_noise(
         raise ValueError(
             f"noise has shape {jnp.shape(noise)}, expected original_samples' {original_samples.shape}"
         )
-    timesteps = jnp.asarray(timesteps)
-    dtype = _working_dtype(original_samples)
+    timesteps = _checked_timesteps(state, timesteps, original_samples.shape)
+    dtype = working_dtype(original_samples.dtype)
     signal, noise_std = (
         per_timestep[timesteps]
         .astype(dtype)
@@ -321,6 +323,8 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
     """Look a timestep up in the ladder, and return its level's coefficients."""
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
+    if jnp.shape(timestep) != ():
+        raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config, levels = state.config, state.schedule.levels
     # From the static settings, so that it is known even while the state is traced.
     ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
@@ -334,11 +338,26 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
     return jax.tree.map(lambda field: field[level], levels)
 
 
+def _checked_timesteps(
+    state: RePaintSchedulerState, timesteps: jax.Array | int, shape: tuple[int, ...]
+) -> jax.Array:
+    if not jnp.issubdtype(jnp.result_type(timesteps), jnp.integer):
+        raise TypeError(f"timesteps has dtype {jnp.result_type(timesteps)}, expected an integer dtype")
+    if jnp.shape(timesteps) not in ((), shape[:1]):
+        raise ValueError(
+            f"timesteps has shape {jnp.shape(timesteps)}, expected () or the leading axis of "
+            f"original_samples' {shape}"
+        )
+    if not isinstance(timesteps, jax.core.Tracer):
+        for timestep in np.ravel(timesteps):
+            if not 0 <= timestep < state.config.num_train_timesteps:
+                raise ValueError(
+                    f"timesteps is {timestep}, expected 0 to num_train_timesteps - 1 = "
+                    f"{state.config.num_train_timesteps - 1}"
+                )
+    return jnp.asarray(timesteps)
+
+
 def _abridged(ladder: np.ndarray) -> str:
     shown = [str(t) for t in ladder]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
-
-
-def _working_dtype(sample: jax.Array) -> jnp.dtype:
-    """Float32, or wider where the sample is: half precision cannot hold the coefficients."""
-    return jnp.promote_types(jnp.float32, sample.dtype)

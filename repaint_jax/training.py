@@ -283,6 +283,8 @@ def train_unet2d(
             f"images have shape {images.shape[1:]}, expected the model's {image_shape} "
             "(height, width, channels)"
         )
+    if unet.config.dropout:
+        raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
     if unet.config.out_channels != unet.config.in_channels:
         raise ValueError(
             f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"

@@ -59,6 +59,8 @@ def reverse_transition(
     Returns:
         The sample after the jump, and pred_original_sample.
     """
+    if not isinstance(model_output, jax.Array | np.ndarray):
+        raise TypeError(f"model_output is a {type(model_output).__name__}, expected an array")
     dtype = z.dtype
     row, jump_variance, model_output, sample, original_image, mask = jax.tree.map(
         lambda array: jnp.asarray(array, dtype),

@@ -56,9 +56,7 @@ def make_ladder(timestep_spacing, num_train_timesteps, num_inference_steps) -> n
 
 def diffusers_levels(num_inference_steps, jump_length=10, jump_n_sample=10) -> list[int]:
     """Walk down; at each multiple of j below T - j, go up j levels again, r - 1 times."""
-    left = dict.fromkeys(
-        range(0, num_inference_steps - jump_length, jump_length), jump_n_sample - 1
-    )
+    left = dict.fromkeys(range(0, num_inference_steps - jump_length, jump_length), jump_n_sample - 1)
     levels = [num_inference_steps - 1]
     while levels[-1] > 0 or left.get(0):
         here = levels[-1]

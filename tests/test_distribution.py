@@ -317,9 +317,7 @@ def expected_official(*schedule, **how):
         ([-1.0, 0.0, -0.5, 0.0, 0.8, 1.0], [0.0, 0.5, 0.25, 0.5, 0.9, 1.0]),
     ],
 )
-def test_learned_range_interpolates_the_log_variance_of_each_channel(
-    variance_values, variance_fraction
-):
+def test_learned_range_interpolates_the_log_variance_of_each_channel(variance_values, variance_fraction):
     params = denoiser_params() | {"variance_values": jnp.array(variance_values, jnp.float32)}
     state = make_state(rp.RePaintSchedulerConfig.paper(clip_sample=False), 25, 5, 4)
     samples = draw(state, params, model=learned_range_model_fn)

@@ -216,9 +216,7 @@ def test_step_without_a_mask_is_the_reference_reverse_step(data, sampler):
     # x0 comes from a difference of float32 numbers of size 4 or less, divided by sqrt(alpha).
     tolerance = 2e-6 / np.sqrt(alpha)
     np.testing.assert_allclose(output.pred_original_sample, x0, atol=tolerance)
-    np.testing.assert_allclose(
-        output.prev_sample, prev_sample, atol=np.sqrt(alpha_prev) * tolerance + 2e-6
-    )
+    np.testing.assert_allclose(output.prev_sample, prev_sample, atol=np.sqrt(alpha_prev) * tolerance + 2e-6)
 
 
 def responses(transition):

@@ -340,6 +340,20 @@ def test_images_that_do_not_fit_the_architecture_are_refused(unet_config, tmp_pa
         train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dropout": 0.1}, "dropout is 0.1, expected 0"),
+        ({"out_channels": 2}, "out_channels is 2, expected in_channels=1"),
+    ],
+)
+def test_architectures_that_cannot_be_trained_are_refused(unet_config, images, tmp_path, changes, expected):
+    unet_config = dataclasses.replace(unet_config, **changes)
+    with pytest.raises(ValueError, match=expected):
+        train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_default_architecture_needs_sides_that_can_be_halved_twice() -> None:
     assert small_unet_config((28, 32, 3)).sample_size == (28, 32)
     with pytest.raises(ValueError, match="images are 30x32, expected sides that are multiples of 4"):

@@ -27,10 +27,13 @@ def linen_model_fn(module: linen.Module) -> ModelFn:
 def nnx_model_fn(module: nnx.Module) -> tuple[ModelFn, nnx.State]:
     """Split an NNX module whose `__call__` takes (sample, timestep) into a function and its params.
 
-    Make the function once and keep it: `inpaint` compiles anew for every new function. Modules with dropout
-    or batch statistics should be put into inference mode by `module.eval()` first.
+    Make the function once and keep it: `inpaint` compiles anew for every new function. Function and params
+    are of a copy in inference mode (no dropout, batch statistics as they are), so what happens to the
+    module afterwards does not change them.
     """
-    graphdef, params = nnx.split(module)
+    copy = nnx.clone(module)
+    copy.eval()
+    graphdef, params = nnx.split(copy)
 
     def model_fn(params: Any, sample: jax.Array, timestep: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params)(sample, timestep)

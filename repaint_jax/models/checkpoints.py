@@ -79,12 +79,13 @@ def _load_parameters(module: nnx.Module, weights_path: Path, dtype: Any) -> None
                 name = _torch_name(path)
                 if name not in stored_names:
                     raise ValueError(f"{weights_path} lacks the tensor {name}")
-                tensor = _permuted(file.get_tensor(stored_names.pop(name)), _FLAX_AXES)
-                if tensor.shape != variable.shape:
+                tensor = file.get_tensor(stored_names.pop(name))
+                expected = tuple(variable.shape[axis] for axis in _TORCH_AXES[variable.ndim])
+                if tensor.shape != expected:
                     raise ValueError(
-                        f"{weights_path}: {name} has shape {tensor.shape} in Flax's order of axes, "
-                        f"expected {variable.shape}"
+                        f"{weights_path}: {name} has shape {tensor.shape}, expected {expected}"
                     )
+                tensor = _permuted(tensor, _FLAX_AXES)
                 if not np.isfinite(tensor).all():
                     raise ValueError(f"{weights_path}: {name} has values that are not finite")
                 loaded.append((path, variable.replace(jnp.asarray(tensor, dtype))))
@@ -101,8 +102,7 @@ def _torch_name(path: tuple[Any, ...]) -> str:
 
 
 def _present_name(name: str) -> str:
-    *modules, layer, leaf = name.split(".")
-    return ".".join([*modules, _OLD_ATTENTION_NAMES.get(layer, layer), leaf]) if modules else name
+    return ".".join(_OLD_ATTENTION_NAMES.get(part, part) for part in name.split("."))
 
 
 def _permuted(array: Any, axes: dict[int, tuple[int, ...]]) -> NDArray[Any]:

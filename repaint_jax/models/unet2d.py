@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from repaint_jax.checks import check_int
+
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
@@ -90,6 +92,8 @@ class UNet2DConfig:
         return {"_class_name": "UNet2DModel", **dataclasses.asdict(self)}
 
     def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
+            check_int(name, getattr(self, name), 1)
         if len(self.down_block_types) != len(self.block_out_channels):
             raise ValueError(
                 f"down_block_types has {len(self.down_block_types)} entries, expected one for each of "
@@ -113,6 +117,24 @@ class UNet2DConfig:
                     f"block_out_channels has {channels}, expected a multiple of "
                     f"norm_num_groups={self.norm_num_groups}"
                 )
+        attended = [
+            channels
+            for kinds, widths in (
+                (self.down_block_types, self.block_out_channels),
+                (self.up_block_types, self.block_out_channels[::-1]),
+                (("Attn",), self.block_out_channels[-1:] if self.add_attention else ()),
+            )
+            for kind, channels in zip(kinds, widths, strict=False)
+            if kind.startswith("Attn")
+        ]
+        if self.attention_head_dim is not None:
+            check_int("attention_head_dim", self.attention_head_dim, 1)
+            for channels in attended:
+                if channels % self.attention_head_dim:
+                    raise ValueError(
+                        f"attention_head_dim is {self.attention_head_dim}, expected a divisor of the "
+                        f"{channels} channels that a block with attention has"
+                    )
         if self.time_embedding_type != "positional":
             raise ValueError(
                 f"time_embedding_type is {self.time_embedding_type!r}, only 'positional' is supported"
@@ -190,7 +212,7 @@ class ResnetBlock2D(nnx.Module):
         self.conv1 = nnx.Conv(in_channels, out_channels, (3, 3), rngs=rngs)
         self.time_emb_proj = nnx.Linear(c.block_out_channels[0] * 4, out_channels, rngs=rngs)
         self.norm2 = GroupNorm(out_channels, c.norm_num_groups, c.norm_eps)
-        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        self.dropout = nnx.Dropout(c.dropout) if c.dropout else None
         self.conv2 = nnx.Conv(
             out_channels, out_channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -396,6 +418,13 @@ class UNet2D(nnx.Module):
 
     def __call__(self, sample: jax.Array, timestep: jax.Array | int) -> jax.Array:
         c = self.config
+        multiple = 2 ** (len(c.block_out_channels) - 1)
+        height, width, channels = sample.shape[-3:] if sample.ndim in (3, 4) else (1, 1, None)
+        if channels != c.in_channels or height % multiple or width % multiple:
+            raise ValueError(
+                f"sample has shape {sample.shape}, expected [B, H, W, {c.in_channels}] or "
+                f"[H, W, {c.in_channels}] with H and W multiples of {multiple}"
+            )
         x = (sample if sample.ndim == 4 else sample[None]).astype(self.conv_in.kernel.dtype)
         if c.center_input_sample:
             x = 2 * x - 1

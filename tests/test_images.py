@@ -1,0 +1,174 @@
+"""Between pictures of 8 bits and arrays in [-1, 1]."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repaint_jax.images import (
+    array_to_pil,
+    array_to_uint8,
+    image_to_array,
+    mask_to_array,
+    open_image,
+    resize,
+)
+
+GREY, COLOUR = (2, 3, 1), (2, 3, 3)
+BYTES = np.array([[0, 1, 127], [128, 254, 255]], np.uint8)
+
+
+def shaped(values, dtype=np.float32) -> np.ndarray:
+    """An array [2, 3, 1] that holds the values given, and zeros."""
+    array = np.zeros(6, dtype)
+    array[: len(values)] = values
+    return array.reshape(GREY)
+
+
+# Images
+
+
+def test_bytes_become_values_from_minus_one_to_one_and_come_back_exactly():
+    every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    array = image_to_array(every_byte, (16, 16, 1))
+    assert array.dtype == np.float32
+    assert (array.min(), array.max()) == (-1, 1)
+    np.testing.assert_array_equal(array_to_uint8(array), every_byte)
+
+
+def test_pictures_and_arrays_with_or_without_channel_axis_are_the_same_image():
+    expected = (BYTES.astype(np.float32) / 127.5 - 1)[..., None]
+    for image in (Image.fromarray(BYTES), BYTES, BYTES[..., None], expected, expected[..., 0]):
+        np.testing.assert_array_equal(image_to_array(image, GREY), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+def test_pictures_are_converted_between_grey_and_colour(mode: str, shape):
+    array = image_to_array(Image.new("L", (3, 2), 200).convert(mode), shape)
+    np.testing.assert_array_equal(array, np.full(shape, 200 / 127.5 - 1, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floating_arrays_are_taken_as_they_are(dtype):
+    array = image_to_array(shaped([-1, 0, 0.5, 1], dtype), GREY)
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, shaped([-1, 0, 0.5, 1]))
+
+
+def test_image_in_is_not_changed_by_what_is_done_to_the_array():
+    image = shaped([0.5])
+    image_to_array(image, GREY)[:] = 1
+    assert image[0, 0, 0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (BYTES.T, "image has shape (3, 2, 1), expected the model's (2, 3, 1) (height, width, channels)"),
+        (Image.new("L", (2, 3)), "image has shape (3, 2, 1), expected the model's (2, 3, 1)"),
+        (np.zeros(COLOUR, np.uint8), "image has shape (2, 3, 3), expected the model's (2, 3, 1)"),
+        (np.zeros((1, 2, 3, 1)), "image has shape (1, 2, 3, 1), expected the model's (2, 3, 1)"),
+        (np.zeros((0, 3, 1)), "image has shape (0, 3, 1), expected"),
+        (shaped([1], np.int64), "image has dtype int64, expected uint8 or a floating dtype"),
+        (shaped([1], bool), "image has dtype bool, expected uint8 or a floating dtype"),
+        (shaped([1], complex), "image has dtype complex128, expected uint8 or a floating dtype"),
+        (shaped([1.01]), "image has values that are not in [-1, 1]"),
+        (shaped([np.nan]), "image has values that are not in [-1, 1]"),
+        (shaped([-np.inf]), "image has values that are not in [-1, 1]"),
+        (Image.new("I;16", (3, 2)), "image has mode I;16, expected 8 bits per channel"),
+        (Image.new("F", (3, 2)), "image has mode F, expected 8 bits per channel"),
+    ],
+)
+def test_images_of_another_kind_are_refused(image, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        image_to_array(image, GREY)
+
+
+@pytest.mark.parametrize("value", ["shoe.png", None, 0.5])
+@pytest.mark.parametrize(("read", "name"), [(image_to_array, "image"), (mask_to_array, "mask")])
+def test_what_is_no_picture_is_refused_as_such(read, name: str, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} is {value!r}, expected"):
+        read(value, GREY)
+
+
+# Masks
+
+
+def test_white_and_one_and_true_keep_and_the_rest_is_inpainted():
+    keep = np.array([[1, 0, 0], [0, 1, 1]], bool)
+    for mask in (
+        keep,
+        keep[..., None],
+        keep.astype(np.float32),
+        keep.astype(np.float64)[..., None],
+        255 * keep.astype(np.uint8),
+        Image.fromarray(255 * keep.astype(np.uint8)),
+        Image.fromarray(keep),
+        Image.fromarray(255 * keep.astype(np.uint8)).convert("RGB"),
+        Image.fromarray(255 * keep.astype(np.uint8)).convert("RGBA"),
+    ):
+        array = mask_to_array(mask, COLOUR)
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, keep[..., None])
+
+
+def test_masks_are_rounded_in_the_middle_of_their_range():
+    np.testing.assert_array_equal(mask_to_array(BYTES, GREY)[..., 0], [[0, 0, 0], [1, 1, 1]])
+    halves = shaped([0.0, 0.49, 0.5, 1.0])
+    np.testing.assert_array_equal(mask_to_array(halves, GREY).ravel(), [0, 0, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (BYTES.T, "mask has shape (3, 2, 1), expected (2, 3, 1) (height, width, 1)"),
+        (Image.new("L", (2, 3)), "mask has shape (3, 2, 1), expected (2, 3, 1)"),
+        (np.zeros(COLOUR, np.uint8), "mask has shape (2, 3, 3), expected (2, 3, 1)"),
+        (shaped([1], np.int64), "mask has dtype int64, expected bool, uint8 or a floating dtype"),
+        (shaped([1.5]), "mask has values that are not in [0, 1]"),
+        (shaped([-1]), "mask has values that are not in [0, 1]"),
+        (shaped([np.nan]), "mask has values that are not in [0, 1]"),
+        (Image.new("I;16", (3, 2)), "mask has mode I;16, expected 8 bits per channel"),
+    ],
+)
+def test_masks_of_another_kind_are_refused(mask, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mask_to_array(mask, COLOUR)
+
+
+# Files and output
+
+
+def test_pictures_out_are_clipped_and_have_the_channels_of_the_array():
+    grey = array_to_pil(shaped([-2, -1, 0, 1, 2]))
+    assert (grey.mode, grey.size) == ("L", (3, 2))
+    assert np.asarray(grey).ravel().tolist() == [0, 0, 128, 255, 255, 128]
+    assert array_to_pil(np.zeros(COLOUR)).mode == "RGB"
+
+
+def test_resize_gives_the_height_and_width_of_the_model():
+    assert resize(Image.new("RGB", (40, 30)), GREY).size == (3, 2)
+
+
+def test_written_picture_is_read_back(tmp_path: Path):
+    Image.fromarray(BYTES).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a.png")), BYTES)
+
+
+def test_files_that_are_no_pictures_are_refused_in_one_sentence(tmp_path: Path):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(BYTES).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:50])
+    for name, message in (
+        ("missing.png", "does not exist"),
+        ("text.png", "is not a picture that can be read"),
+        ("empty.png", "is not a picture that can be read"),
+        ("cut.png", "is not a picture that can be read"),
+        (".", "is not a picture that can be read"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path / name))} {message}"):
+            open_image(tmp_path / name)

@@ -1,0 +1,73 @@
+"""The masks of the RePaint paper, at its size of 256 pixels and at small ones."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from repaint_jax import masks
+
+FIXED = (masks.half, masks.expand, masks.alternating_lines, masks.super_resolution)
+RANDOM = (masks.wide, masks.narrow)
+NUM_KEYS = 24
+
+
+@pytest.fixture(scope="module")
+def strokes() -> dict[str, np.ndarray]:
+    """Many wide and narrow masks of 64 x 80 pixels; the last key is the first."""
+    keys = jax.random.split(jax.random.key(0), NUM_KEYS)
+    keys = keys.at[-1].set(keys[0])
+    return {
+        make.__name__: np.asarray(jax.jit(partial(jax.lax.map, partial(make, 64, 80)))(keys))
+        for make in RANDOM
+    }
+
+
+@pytest.mark.parametrize("make", FIXED)
+@pytest.mark.parametrize("shape", [(16, 16), (5, 8), (1, 1)])
+def test_fixed_masks_are_zeros_and_ones_with_one_channel(make, shape: tuple[int, int]):
+    mask = make(*shape)
+    assert (mask.shape, mask.dtype) == ((*shape, 1), np.float32)
+    assert set(np.unique(mask)) <= {0.0, 1.0}
+
+
+def test_half_keeps_the_left_half():
+    mask = np.asarray(masks.half(256, 256))
+    assert (mask[:, :128] == 1).all()
+    assert (mask[:, 128:] == 0).all()
+
+
+def test_expand_keeps_the_central_64_by_64_of_256():
+    mask = np.asarray(masks.expand(256, 256))
+    assert mask.sum() == 64 * 64
+    assert (mask[96:160, 96:160] == 1).all()
+
+
+def test_alternating_lines_keeps_every_second_row():
+    mask = np.asarray(masks.alternating_lines(256, 256))
+    assert (mask[0::2] == 1).all()
+    assert (mask[1::2] == 0).all()
+
+
+def test_super_resolution_keeps_every_second_pixel_in_both_directions():
+    mask = np.asarray(masks.super_resolution(256, 256))
+    assert (mask[::2, ::2] == 1).all()
+    assert mask.sum() == 128 * 128
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow"])
+def test_strokes_are_zeros_and_ones_that_follow_their_key(strokes, name: str):
+    drawn = strokes[name]
+    assert (drawn.shape, drawn.dtype) == ((NUM_KEYS, 64, 80, 1), np.float32)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    np.testing.assert_array_equal(drawn[0], drawn[-1])
+    assert len(np.unique(drawn, axis=0)) == NUM_KEYS - 1
+
+
+def test_wide_strokes_remove_more_than_narrow_ones_and_both_leave_something(strokes):
+    wide, narrow = (1 - strokes[name].mean((1, 2, 3)) for name in ("wide", "narrow"))
+    assert wide.mean() > narrow.mean() + 0.1
+    for share in (wide, narrow):
+        assert share.min() > 0
+        assert share.max() < 0.9

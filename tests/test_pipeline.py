@@ -1,0 +1,284 @@
+"""RePaintPipeline: pictures in, pictures out, for the tiny model of 8x8 grey pixels."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import repaint_jax as rp
+from repaint_jax.pipeline import save_pipeline
+
+KEY = jax.random.key(0)
+SCHEDULE = {"num_inference_steps": 4, "jump_length": 2, "jump_n_sample": 2}
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """A picture whose bytes are all different."""
+    return np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+
+
+@pytest.fixture(scope="module")
+def keep() -> np.ndarray:
+    """White over the left half."""
+    return np.repeat(np.array([[255] * 4 + [0] * 4], np.uint8), 8, axis=0)
+
+
+def run(pipe, image, mask, key=KEY, **options):
+    return pipe(image, mask, **SCHEDULE | {"key": key} | options).images
+
+
+@pytest.fixture(scope="module")
+def result(pipe, pixels, keep) -> np.ndarray:
+    """What one key makes of the picture, in [-1, 1]."""
+    return np.asarray(run(pipe, pixels, keep, output_type="jax"))
+
+
+# Loading
+
+
+def test_loaded_pipeline_has_a_model_its_params_and_a_scheduler_without_schedule(pipe):
+    assert pipe.image_shape == (8, 8, 1)
+    assert pipe.state.config == rp.RePaintSchedulerConfig()
+    assert pipe.state.timesteps is None
+    output = jax.eval_shape(pipe.model_fn, pipe.params, jnp.zeros((8, 8, 1)), jnp.int32(5))
+    assert output.shape == (8, 8, 1)
+
+
+def test_flat_folder_and_strings_load_too(model_folder: Path, tmp_path: Path):
+    shutil.copytree(model_folder / "unet", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(model_folder / "scheduler", tmp_path, dirs_exist_ok=True)
+    assert rp.RePaintPipeline.from_pretrained(str(tmp_path)).image_shape == (8, 8, 1)
+
+
+def test_dtype_of_the_parameters_can_be_chosen(model_folder: Path):
+    params = rp.RePaintPipeline.from_pretrained(model_folder, dtype=jnp.bfloat16).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_saved_folder_names_the_classes_of_diffusers(model_folder: Path):
+    index = json.loads((model_folder / "model_index.json").read_text())
+    assert index["_class_name"] == "RePaintPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    assert index["scheduler"] == ["diffusers", "RePaintScheduler"]
+
+
+@pytest.mark.parametrize("missing", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_missing_part_of_a_pipeline_is_named(model_folder: Path, tmp_path: Path, missing: str):
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{missing} does not exist")):
+        rp.RePaintPipeline.from_pretrained(tmp_path)
+
+
+def test_folder_that_does_not_exist_is_refused(tmp_path: Path):
+    # Without huggingface_hub the hub cannot be asked, which is an ImportError.
+    with pytest.raises((FileNotFoundError, ImportError), match=r"nowhere is .*folder here"):
+        rp.RePaintPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_model_without_a_size_is_refused(unet):
+    module = nnx.clone(unet)
+    module.config = dataclasses.replace(unet.config, sample_size=None)
+    with pytest.raises(ValueError, match="sample_size, expected its height and width"):
+        rp.RePaintPipeline.from_unet2d(module, rp.RePaintSchedulerConfig())
+
+
+# Pictures in and out
+
+
+def test_picture_comes_back_with_its_white_part_kept_exactly(pipe, pixels, keep, result):
+    (picture,) = run(pipe, Image.fromarray(pixels), Image.fromarray(keep))
+    assert isinstance(picture, Image.Image)
+    assert (picture.mode, picture.size) == ("L", (8, 8))
+    out = np.asarray(picture)
+    np.testing.assert_array_equal(out[keep == 255], pixels[keep == 255])
+    np.testing.assert_array_equal(out, np.round(np.clip((result[0, ..., 0] + 1) * 127.5, 0, 255)))
+    assert (out != pixels)[keep == 0].mean() > 0.5
+
+
+@pytest.mark.parametrize("as_mask", [lambda m: m, lambda m: m == 255, lambda m: (m / 255)[..., None]])
+@pytest.mark.parametrize("as_image", [Image.fromarray, lambda p: p / 127.5 - 1, lambda p: [p[..., None]]])
+def test_every_kind_of_picture_and_mask_gives_the_same(pipe, pixels, keep, result, as_image, as_mask):
+    same = run(pipe, as_image(pixels), as_mask(keep), output_type="jax")
+    np.testing.assert_allclose(same, result, atol=1e-5)
+
+
+def test_output_types_are_pictures_values_from_0_to_1_and_the_model_s_own(pipe, pixels, keep, result):
+    assert result.shape == (1, 8, 8, 1)
+    values = run(pipe, pixels, keep, output_type="np")
+    assert isinstance(values, np.ndarray)
+    assert (values.min() >= 0) & (values.max() <= 1)
+    np.testing.assert_allclose(values, np.clip(result / 2 + 0.5, 0, 1), atol=1e-6)
+    assert isinstance(run(pipe, pixels, keep, output_type="jax"), jax.Array)
+
+
+def test_lists_and_batches_of_pictures_take_one_mask_or_one_each(pipe, pixels, keep):
+    keys, pictures = jax.random.split(KEY, 2), [pixels, pixels[::-1]]
+    one_mask = run(pipe, [Image.fromarray(each) for each in pictures], keep, keys, output_type="jax")
+    mask_each = run(pipe, np.stack(pictures)[..., None], [keep, keep], keys, output_type="jax")
+    assert one_mask.shape == (2, 8, 8, 1)
+    np.testing.assert_array_equal(one_mask, mask_each)
+
+
+def test_samples_of_an_image_differ_and_follow_one_another(pipe, pixels, keep, result):
+    samples = np.asarray(run(pipe, [pixels, pixels], keep, num_samples=2, output_type="jax"))
+    assert samples.shape == (4, 8, 8, 1)
+    for sample in samples:
+        np.testing.assert_array_equal(sample[:, :4], result[0][:, :4])
+    holes = samples[:, :, 4:].reshape(4, -1)
+    assert all(np.abs(holes[i] - holes[j]).max() > 0.01 for i in range(4) for j in range(i))
+    np.testing.assert_allclose(samples[0], result[0], atol=1e-5, err_msg="the first sample is that of one")
+
+
+def test_an_image_depends_on_its_own_key_alone(pipe, pixels, keep):
+    keys = jax.random.split(KEY, 2)
+    both = run(pipe, [pixels, pixels[::-1]], keep, keys, output_type="jax")
+    swapped = run(pipe, [pixels[::-1], pixels], keep, keys[::-1], output_type="jax")
+    np.testing.assert_allclose(both, swapped[::-1], atol=1e-5)
+    alone = run(pipe, pixels, keep, keys[:1], output_type="jax")
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-5)
+
+
+def test_equal_keys_give_equal_pictures_and_other_keys_others(pipe, pixels, keep, result):
+    np.testing.assert_array_equal(run(pipe, pixels, keep, output_type="jax"), result)
+    old_style = run(pipe, pixels, keep, jax.random.PRNGKey(0), output_type="jax")
+    np.testing.assert_array_equal(old_style, result)
+    other = run(pipe, pixels, keep, jax.random.key(1), output_type="jax")
+    assert np.abs(other - result).max() > 0.01
+
+
+def test_eta_is_that_of_the_call(pipe, pixels, keep, result):
+    noisy = run(pipe, pixels, keep, eta=1.0, output_type="jax")
+    assert np.abs(noisy - result).max() > 0.001
+    assert pipe.state.config.eta == 0
+
+
+def test_progress_is_told_each_model_call(pipe, pixels, keep):
+    calls = []
+    run(pipe, pixels, keep, progress=lambda done: calls.append(int(done)))
+    jax.effects_barrier()
+    assert sorted(calls) == [1, 2, 3, 4, 5, 6]
+
+
+def test_model_for_colour_takes_grey_and_transparent_pictures(
+    unet_config, random_unet, tmp_path: Path, keep
+):
+    config = dataclasses.replace(unet_config, in_channels=3, out_channels=3, sample_size=(4, 8))
+    save_pipeline(tmp_path, random_unet(config), rp.RePaintSchedulerConfig(), np.float32)
+    pipe = rp.RePaintPipeline.from_pretrained(tmp_path)
+    assert pipe.image_shape == (4, 8, 3)
+    modes = ("RGB", "L", "RGBA", "LA")
+    pictures = run(pipe, [Image.new("RGB", (8, 4), "grey").convert(mode) for mode in modes], keep[:4])
+    for picture in pictures:
+        assert (picture.mode, picture.size) == ("RGB", (8, 4))
+        np.testing.assert_array_equal(np.asarray(picture)[:, :4], 128)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"output_type": "latent"}, ValueError, "output_type is 'latent', expected one of pil, np, jax"),
+        ({"num_samples": 0}, ValueError, "num_samples is 0, expected an integer of at least 1"),
+        ({"num_samples": 1.5}, TypeError, "num_samples is 1.5, expected an integer"),
+        ({"eta": 2.0}, ValueError, "eta is 2.0, expected a number in [0, 1]"),
+        ({"eta": "0"}, TypeError, "eta is '0', expected a number"),
+        (
+            {"num_inference_steps": 0},
+            ValueError,
+            "num_inference_steps is 0, expected an integer of at least 1",
+        ),
+        ({"num_inference_steps": 1001}, ValueError, "num_inference_steps is 1001, expected at most"),
+        ({"jump_length": 4}, ValueError, "jump_length is 4, expected less than num_inference_steps=4"),
+        ({"jump_n_sample": 0}, ValueError, "jump_n_sample is 0, expected an integer of at least 1"),
+        (
+            {"key": jax.random.split(KEY, 3)},
+            ValueError,
+            "key is a vector of 3 keys, expected one for each of 1 images",
+        ),
+    ],
+)
+def test_wrong_option_is_refused(pipe, pixels, keep, options: dict, error, message: str):
+    with pytest.raises(error, match=re.escape(message)):
+        run(pipe, pixels, keep, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (np.zeros((4, 8), np.uint8), None, "image has shape (4, 8, 1), expected the model's (8, 8, 1)"),
+        (np.zeros((8, 8, 3), np.uint8), None, "image has shape (8, 8, 3), expected the model's (8, 8, 1)"),
+        (np.full((8, 8), 2.0), None, "image has values that are not in [-1, 1]"),
+        (np.full((8, 8), np.nan), None, "image has values that are not in [-1, 1]"),
+        (None, np.zeros((4, 8), np.uint8), "mask has shape (4, 8, 1), expected (8, 8, 1)"),
+        (None, np.full((8, 8), 1.5), "mask has values that are not in [0, 1]"),
+        (None, [np.ones((8, 8))] * 2, "mask_image has 2 masks, expected 1 or one for each of 1 images"),
+        ([], None, "image is empty, expected"),
+        (np.zeros((0, 8, 8, 1), np.uint8), None, "image is empty, expected"),
+        (None, [], "mask_image is empty, expected"),
+        ("shoe.png", None, "image is 'shoe.png', expected"),
+        (None, "mask.png", "mask_image is 'mask.png', expected"),
+    ],
+    ids=[
+        "image size",
+        "image channels",
+        "image range",
+        "image nan",
+        "mask size",
+        "mask range",
+        "mask count",
+        "no image",
+        "no batch",
+        "no mask",
+        "image path",
+        "mask path",
+    ],
+)
+def test_picture_or_mask_that_does_not_fit_is_refused(pipe, pixels, keep, image, mask, message: str):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        run(pipe, pixels if image is None else image, keep if mask is None else mask)
+
+
+def test_key_is_asked_for(pipe, pixels, keep):
+    with pytest.raises(TypeError, match="key"):
+        pipe(pixels, keep)
+    for key in (None, 0):
+        with pytest.raises((TypeError, ValueError), match=f"key is {key!r}, expected"):
+            run(pipe, pixels, keep, key)
+
+
+def test_model_trained_with_dropout_inpaints_without_it(unet_config, random_unet, pixels, keep, tmp_path):
+    config = dataclasses.replace(unet_config, dropout=0.5)
+    save_pipeline(tmp_path, random_unet(unet_config), rp.RePaintSchedulerConfig(), np.float32)
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config.to_dict()))
+    with_dropout = rp.RePaintPipeline.from_pretrained(tmp_path)
+    images = [run(with_dropout, pixels, keep, output_type="jax") for _ in range(2)]
+    np.testing.assert_array_equal(*images)
+
+
+def test_weights_that_are_not_finite_give_an_error_and_no_picture(
+    pipe, pixels, keep, model_folder, tmp_path
+):
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, pipe.params)
+    pipe_with_nan = rp.RePaintPipeline(pipe.model_fn, broken, pipe.state, pipe.image_shape)
+    with pytest.raises(FloatingPointError, match="the model's result has values that are not finite"):
+        run(pipe_with_nan, pixels, keep)
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    (weights_file,) = tmp_path.glob("unet/*.safetensors")
+    weights = load_file(weights_file)
+    weights["conv_out.bias"] = weights["conv_out.bias"] * np.nan
+    save_file(weights, weights_file)
+    with pytest.raises(ValueError, match=r"conv_out\.bias has values that are not finite"):
+        rp.RePaintPipeline.from_pretrained(tmp_path)
