@@ -1,7 +1,6 @@
 """What a RePaint scheduler is made of, and its file `scheduler_config.json`."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from repaint_jax import noise
 from repaint_jax.checks import check_int
-from repaint_jax.hub import find_file
+from repaint_jax.files import find_file, read_json, write_json
 
 CONFIG_NAME = "scheduler_config.json"
 
@@ -169,21 +168,11 @@ class RePaintSchedulerConfig:
                 package huggingface_hub).
             subfolder: folder in it that holds the file; pipelines keep it under "scheduler".
         """
-        path = find_file(path_or_repo, CONFIG_NAME, subfolder)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object")
-        return cls.from_dict(config)
+        return cls.from_dict(read_json(find_file(path_or_repo, CONFIG_NAME, subfolder)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` into a folder, which is created where it is missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
 def _as_float(name: str, value: Any) -> float:

@@ -1,7 +1,6 @@
 """From pictures to inpainted pictures: a model, a scheduler and the loop in one object."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 
 from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.hub import find_file
+from repaint_jax.files import find_file, write_json
 from repaint_jax.images import array_to_pil, image_to_array, mask_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.keys import is_key_vector
@@ -157,7 +156,7 @@ def save_pipeline(folder: str | Path, unet: UNet2D, config: RePaintSchedulerConf
         "scheduler": ["diffusers", "RePaintScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model_index.json", index)
 
 
 def bundled_folder() -> Path:

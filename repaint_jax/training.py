@@ -24,6 +24,7 @@ from tqdm import tqdm
 from repaint_jax import noise
 from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.files import read_json, write_json
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
 from repaint_jax.pipeline import load_pipeline, save_pipeline
@@ -369,7 +370,7 @@ def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DCon
     settings = json.loads(json.dumps(settings))
     path = output / "training_config.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         for section in settings:
             for name, value in settings[section].items():
                 if name != "num_steps" and before[section].get(name) != value:
@@ -377,5 +378,4 @@ def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DCon
                         f"{output} holds a run with {name}={before[section].get(name)!r}, expected the "
                         f"same to go on with it, not {value!r}"
                     )
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)

@@ -5,7 +5,6 @@ kernels are HWIO here and OIHW there, the matrices of linear layers are transpos
 diffusers 0.12 have other names for the four layers of an attention; they load too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from repaint_jax.hub import find_file
+from repaint_jax.files import find_file, write_json
 from repaint_jax.models.unet2d import UNet2D, UNet2DConfig
 
 CONFIG_NAME = "config.json"
@@ -59,13 +58,11 @@ def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) 
         dtype: of the stored weights, a NumPy dtype; float16 halves the file.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         _torch_name(path): np.ascontiguousarray(_permuted(variable[...], _TORCH_AXES).astype(dtype))
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
-    text = json.dumps(module.config.to_dict(), indent=2) + "\n"
-    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    write_json(folder / CONFIG_NAME, module.config.to_dict())
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 

@@ -5,7 +5,6 @@ Channels last, in Flax NNX. Attribute names are those of diffusers' state dict, 
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from repaint_jax.checks import check_int
+from repaint_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,7 @@ class UNet2DConfig:
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """Read a `config.json` file."""
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object")
-        return cls.from_dict(config)
+        return cls.from_dict(read_json(path))
 
     @property
     def height_and_width(self) -> tuple[int, int]:

@@ -1,6 +1,9 @@
-"""Find a file in a local folder or in a repository of the Hugging Face hub."""
+"""Find a file in a local folder or on the Hugging Face hub; read and write JSON files."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def find_file(path_or_repo: str | Path, filename: str, subfolder: str | None = None) -> Path:
@@ -32,3 +35,20 @@ def find_file(path_or_repo: str | Path, filename: str, subfolder: str | None = N
             f"{path_or_repo} is neither a folder here nor a repository with {filename} that could be "
             f"reached on the Hugging Face hub ({reason})"
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object into a file, whose folder is created where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
