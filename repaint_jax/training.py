@@ -266,30 +266,7 @@ def train_unet2d(
         Folder of the exported model, in diffusers' layout.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
-    if initial_model is None:
-        unet = UNet2D(unet_config or small_unet_config(images.shape[1:]), rngs=nnx.Rngs(config.seed))
-        scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
-    elif unet_config is not None:
-        raise ValueError("unet_config is given beside initial_model, expected one of the two")
-    else:
-        unet, scheduler_config = load_pipeline(initial_model)
-        if scheduler_config.prediction_type != config.prediction_type:
-            raise ValueError(
-                f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "
-                f"{scheduler_config.prediction_type!r}"
-            )
-    image_shape = (*unet.config.height_and_width, unet.config.in_channels)
-    if image_shape != images.shape[1:]:
-        raise ValueError(
-            f"images have shape {images.shape[1:]}, expected the model's {image_shape} "
-            "(height, width, channels)"
-        )
-    if unet.config.dropout:
-        raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
-    if unet.config.out_channels != unet.config.in_channels:
-        raise ValueError(
-            f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
-        )
+    unet, scheduler_config = _untrained(config, images.shape[1:], unet_config, initial_model)
     _check_enough_images(config, images)
     _check_same_run(output, config, unet.config)
     model_fn, params = nnx_model_fn(unet)
@@ -341,7 +318,7 @@ def train_unet2d(
     return output / "model"
 
 
-def small_unet_config(image_shape: tuple[int, int, int]) -> UNet2DConfig:
+def small_unet_config(image_shape: tuple[int, ...]) -> UNet2DConfig:
     """Return an architecture of three levels for images whose sides are multiples of four."""
     height, width, channels = image_shape
     if height % 4 or width % 4:
@@ -357,6 +334,39 @@ def small_unet_config(image_shape: tuple[int, int, int]) -> UNet2DConfig:
         attention_head_dim=32,
         norm_num_groups=8,
     )
+
+
+def _untrained(
+    config: TrainingConfig,
+    image_shape: tuple[int, ...],
+    unet_config: UNet2DConfig | None,
+    initial_model: str | Path | None,
+) -> tuple[UNet2D, RePaintSchedulerConfig]:
+    """Make or load the model that a run starts from, and see that it fits the images."""
+    if initial_model is None:
+        unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(config.seed))
+        scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
+    elif unet_config is not None:
+        raise ValueError("unet_config is given beside initial_model, expected one of the two")
+    else:
+        unet, scheduler_config = load_pipeline(initial_model)
+        if scheduler_config.prediction_type != config.prediction_type:
+            raise ValueError(
+                f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "
+                f"{scheduler_config.prediction_type!r}"
+            )
+    expected = (*unet.config.height_and_width, unet.config.in_channels)
+    if image_shape != expected:
+        raise ValueError(
+            f"images have shape {image_shape}, expected the model's {expected} (height, width, channels)"
+        )
+    if unet.config.dropout:
+        raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError(
+            f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
+        )
+    return unet, scheduler_config
 
 
 def _check_enough_images(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
