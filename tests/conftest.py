@@ -30,6 +30,14 @@ def strict_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """JAX computes in double precision where it is given it."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="session")
 def state() -> rp.RePaintSchedulerState:
     """Four steps with a jump: timesteps 750 500 250 0 250 500 250 0, six of them model calls."""

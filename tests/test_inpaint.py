@@ -299,20 +299,19 @@ def test_model_of_another_precision_serves_a_float32_image(state, image, mask):
     ],
     ids=["default", "learned range"],
 )
-def test_gradient_by_params_and_mask_equals_finite_differences(model, config: dict):
-    with jax.enable_x64(True):
-        # Clipping has kinks, which finite differences may straddle.
-        state = state_of(3, 1, 2, clip_sample=False, **config)
-        image = uniform((2, 2, 1)).astype(np.float64)
-        weights = np.random.default_rng(1).standard_normal(image.shape)
-        params = {name: np.float64(value) for name, value in PARAMS.items()}
+def test_gradient_by_params_and_mask_equals_finite_differences(float64, model, config: dict):
+    # Clipping has kinks, which finite differences may straddle.
+    state = state_of(3, 1, 2, clip_sample=False, **config)
+    image = uniform((2, 2, 1)).astype(np.float64)
+    weights = np.random.default_rng(1).standard_normal(image.shape)
+    params = {name: np.float64(value) for name, value in PARAMS.items()}
 
-        @jax.jit
-        def loss(params, mask):
-            return jnp.sum(weights * rp.inpaint(state, model, params, image, mask, KEY))
+    @jax.jit
+    def loss(params, mask):
+        return jnp.sum(weights * rp.inpaint(state, model, params, image, mask, KEY))
 
-        mask = np.array([[[0.05], [0.35]], [[0.65], [0.95]]])
-        check_grads(loss, (params, mask), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+    mask = np.array([[[0.05], [0.35]], [[0.65], [0.95]]])
+    check_grads(loss, (params, mask), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
