@@ -16,7 +16,9 @@ def check_int(name: str, value: Any, minimum: int) -> None:
 
 
 def check_floating(name: str, array: jax.Array) -> None:
-    """Refuse an array that is not floating."""
+    """Refuse what is no array, and an array that is not floating."""
+    if not isinstance(array, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"{name} is a {type(array).__name__}, expected a floating array")
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")

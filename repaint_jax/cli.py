@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     inpaint = commands.add_parser(
         "inpaint",
         help="inpaint a picture of yours",
-        description="Fill the black part of MASK in IMAGE; its white part is kept exactly.",
+        description="Fill the black part of MASK in IMAGE; its white part is kept exactly, if OUT is in a "
+        "lossless format such as PNG.",
         formatter_class=defaults,
         epilog="Example: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4",
     )
@@ -62,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         help="picture to write; several samples become OUT-1.png, OUT-2.png, ...",
     )
     inpaint.add_argument(
-        "--resize", action="store_true", help="resize picture and mask to the model's size"
+        "--resize",
+        action="store_true",
+        help="resize picture and mask to the model's size; their proportions are not kept",
     )
     _add_chain_options(inpaint, num_samples=1, steps=250, jump_length=10, jump_n_sample=10)
     inpaint.set_defaults(run=_inpaint)

@@ -75,6 +75,8 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     expected = (*image_shape[:2], 1)
     if array.shape != expected:
         raise ValueError(f"mask has shape {array.shape}, expected {expected} (height, width, 1)")
+    if array.dtype == np.uint8 and array.max(initial=0) == 1:
+        raise ValueError("mask has dtype uint8 and no value above 1, expected 0 and 255, or dtype bool")
     if array.dtype == np.uint8:
         return (array >= 128).astype(np.float32)
     if array.dtype != bool and not np.issubdtype(array.dtype, np.floating):

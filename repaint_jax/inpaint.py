@@ -7,10 +7,10 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.checks import check_image_and_mask, check_int, working_dtype
+from repaint_jax.checks import check_floating, check_image_and_mask, check_int, working_dtype
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.keys import gaussian, is_key_vector
-from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule
+from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, check_state
 from repaint_jax.transition import reverse_transition
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -60,8 +60,9 @@ def inpaint(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Fill the holes of an image with what a diffusion model finds likely (algorithm 1, whole).
 
-    Compiled once for each `state`, `model_fn`, shape and dtype; call it under `jax.jit` with `model_fn`
-    static, under `jax.vmap` and under `jax.grad` as you like.
+    Compiled once for each `model_fn`, configuration, length of the chain, shape and dtype; so keep one
+    `model_fn` and one `progress` rather than making new ones. Call it under `jax.jit` with `model_fn` and
+    the options static, under `jax.vmap` and under `jax.grad` as you like.
 
     Args:
         state: from `set_timesteps`.
@@ -79,8 +80,8 @@ def inpaint(
 
     Returns:
         The inpainted image, of the original's shape and dtype; known pixels bit for bit, unless
-        known_region is "before_model". With preview_calls, a pair of it and the previews
-        [len(preview_calls), *image shape].
+        known_region is "before_model" or the model's output is not finite. With preview_calls, a pair of it
+        and the previews [len(preview_calls), *image shape].
 
     Raises:
         ValueError, TypeError: on a state without a schedule and on shapes, ranks and dtypes other than
@@ -93,10 +94,16 @@ def inpaint(
     >>> inpaint(state, denoise_to_zero, None, image, mask, jax.random.key(0)).shape
     (4, 4, 1)
     """
-    if state.schedule is None:
-        raise ValueError("state has no schedule, expected one from set_timesteps")
+    check_state(state, scheduled=True)
+    assert state.schedule is not None
+    for name, function in (("model_fn", model_fn), ("progress", progress)):
+        if not callable(function) and (name, function) != ("progress", None):
+            raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
+    is_key_vector(key)
     check_image_and_mask(original_image, mask)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
+    if initial_sample is not None:
+        check_floating("initial_sample", initial_sample)
     if initial_sample is not None and jnp.shape(initial_sample) != original_image.shape:
         raise ValueError(
             f"initial_sample has shape {jnp.shape(initial_sample)}, expected original_image's "
@@ -173,7 +180,7 @@ def _run_chain(
         if preview_calls:
             previews = previews.at[slot].set(x0.astype(image_dtype), mode="drop")
         if progress is not None:
-            jax.debug.callback(progress, index + 1)
+            jax.debug.callback(lambda calls_done: progress(int(calls_done)), index + 1)
         return (sample, previews), None
 
     sample = fresh_noise(0) if initial_sample is None else initial_sample.astype(dtype)

@@ -23,6 +23,8 @@ def is_key_vector(key: jax.Array) -> bool:
         raise TypeError(f"key is {key!r}, expected a key such as jax.random.key(0), or a vector of keys")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ndim = key.ndim if typed else key.ndim - 1
+    if not typed and key.dtype != np.uint32:
+        raise TypeError(f"key has dtype {key.dtype}, expected a key such as jax.random.key(0)")
     if ndim not in (0, 1):
         raise ValueError(f"key has shape {key.shape}, expected a single key or a vector of keys")
     return ndim == 1

@@ -1,7 +1,7 @@
 """How good a set of inpainted samples is. NumPy."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
@@ -18,7 +18,8 @@ def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float
     """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     between_samples = diversity(samples, mask)
-    unknown = np.broadcast_to(np.asarray(mask) == 0, truth.shape)
+    _check_truth(samples, truth)
+    unknown = _unknown(mask, truth.shape)
     to_truth = np.linalg.norm(samples[:, unknown] - truth[unknown], axis=1).mean()
     return float(to_truth - between_samples / 2)
 
@@ -28,8 +29,7 @@ def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
     samples = np.asarray(samples, np.float64)
     if len(samples) < 2:
         raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
-    unknown = np.broadcast_to(np.asarray(mask) == 0, samples.shape[1:])
-    x = samples[:, unknown]
+    x = samples[:, _unknown(mask, samples.shape[1:])]
     distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
     return float(distances.sum() / (len(x) * (len(x) - 1)))
 
@@ -37,5 +37,18 @@ def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
 def rmse_of_mean(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
     """Root mean squared error of the samples' mean over the inpainted pixels."""
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
-    unknown = np.broadcast_to(np.asarray(mask) == 0, truth.shape)
+    _check_truth(samples, truth)
+    unknown = _unknown(mask, truth.shape)
     return float(np.sqrt(np.mean((samples.mean(0) - truth)[unknown] ** 2)))
+
+
+def _check_truth(samples: NDArray[np.float64], truth: NDArray[np.float64]) -> None:
+    if samples.shape[1:] != truth.shape:
+        raise ValueError(f"truth has shape {truth.shape}, expected that of a sample, {samples.shape[1:]}")
+
+
+def _unknown(mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    unknown = np.broadcast_to(np.asarray(mask) == 0, shape)
+    if not unknown.any():
+        raise ValueError("mask has no pixel that is 0, expected some that were inpainted")
+    return unknown

@@ -116,7 +116,8 @@ def set_timesteps(
             jump_n_sample > 1, below T.
         jump_n_sample: r, passes through each stretch of j steps; 1 means no resampling.
         n_sample: visits of each level below T - 2 in a row (official code's `n_sample`).
-        start_resampling: highest position of jumps and hops, of 0..T-1; None for no limit.
+        start_resampling: no hop (n_sample) starts above this level and no jump ends above it; None for no
+            limit.
         jump2_length, jump2_n_sample: jumps inside the jumps.
         jump3_length, jump3_n_sample: jumps inside those.
 
@@ -127,8 +128,7 @@ def set_timesteps(
     >>> state.num_model_calls, len(state.timesteps)
     (2410, 4570)
     """
-    if not isinstance(state, RePaintSchedulerState):
-        raise TypeError(f"state is {state!r}, expected one from create_state")
+    check_state(state)
     config = state.config
     for name, value in (
         ("num_inference_steps", num_inference_steps),
@@ -229,7 +229,7 @@ def step(
         state: from `set_timesteps`.
         model_output: the model's output for `sample` at `timestep`, of the sample's shape; with
             variance_type="learned_range" it has twice the channels in the last axis.
-        timestep: a timestep of the schedule: an int or an int32 scalar.
+        timestep: a timestep of the schedule: an int or an int32 scalar. A traced one is not checked.
         sample: the noisy image, floating, any shape.
         original_image: the image to inpaint, of the sample's shape, in [-1, 1].
         mask: 1 keeps, 0 inpaints, values between blend; floating, of the image's rank, each axis equal
@@ -297,6 +297,7 @@ def add_noise(
         noise: standard Gaussian, of the samples' shape.
         timesteps: in 0..num_train_timesteps-1; a scalar, or [B] for the leading axis.
     """
+    check_state(state)
     check_floating("original_samples", original_samples)
     if jnp.shape(noise) != jnp.shape(original_samples):
         raise ValueError(
@@ -321,8 +322,8 @@ _NOISIEST_START = 0.02
 
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
     """Look a timestep up in the ladder, and return its level's coefficients."""
-    if state.schedule is None:
-        raise ValueError("state has no schedule, expected one from set_timesteps")
+    check_state(state, scheduled=True)
+    assert state.schedule is not None
     if jnp.shape(timestep) != ():
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config, levels = state.config, state.schedule.levels
@@ -336,6 +337,14 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
             raise ValueError(f"timestep is {timestep}, expected one of the schedule's: {_abridged(ladder)}")
         level = jnp.int32(found[0])
     return jax.tree.map(lambda field: field[level], levels)
+
+
+def check_state(state: RePaintSchedulerState, *, scheduled: bool = False) -> None:
+    """Refuse what is no state and, where one is needed, a state without a schedule."""
+    if not isinstance(state, RePaintSchedulerState):
+        raise TypeError(f"state is {state!r}, expected a RePaintSchedulerState, as create_state makes")
+    if scheduled and state.schedule is None:
+        raise ValueError("state has no schedule, expected one from set_timesteps")
 
 
 def _checked_timesteps(

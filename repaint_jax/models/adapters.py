@@ -15,6 +15,8 @@ def linen_model_fn(module: linen.Module) -> ModelFn:
     The params to pass to `inpaint` are what `module.init` returned, or its entry "params" alone. Make the
     function once and keep it: `inpaint` compiles anew for every new function.
     """
+    if not isinstance(module, linen.Module):
+        raise TypeError(f"module is a {type(module).__name__}, expected a linen.Module")
 
     def model_fn(params: Any, sample: jax.Array, timestep: jax.Array) -> jax.Array:
         whole = isinstance(params, Mapping) and "params" in params
@@ -31,6 +33,8 @@ def nnx_model_fn(module: nnx.Module) -> tuple[ModelFn, nnx.State]:
     are of a copy in inference mode (no dropout, batch statistics as they are), so what happens to the
     module afterwards does not change them.
     """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module is a {type(module).__name__}, expected an nnx.Module")
     copy = nnx.clone(module)
     copy.eval()
     graphdef, params = nnx.split(copy)

@@ -41,6 +41,8 @@ def load_unet2d(
         FileNotFoundError: no such folder or file.
         ValueError: a file that is damaged, or whose tensors are not the architecture's.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
     config_path = find_file(path_or_repo, CONFIG_NAME, subfolder)
     weights_path = find_file(path_or_repo, WEIGHTS_NAME, subfolder)
     config = UNet2DConfig.from_file(config_path)

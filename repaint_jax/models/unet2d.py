@@ -372,7 +372,7 @@ class TimestepEmbedding(nnx.Module):
 
 
 class UNet2D(nnx.Module):
-    """Noise-predicting U-Net with the architecture, names and defaults of diffusers' `UNet2DModel`.
+    """U-Net with the architecture, names and defaults of diffusers' `UNet2DModel`.
 
     Call it with `sample` [B, H, W, in_channels] (or one image [H, W, in_channels]), floating, and
     `timestep`, an integer or an int array of shape [] or [B]; it returns an array of the sample's shape
