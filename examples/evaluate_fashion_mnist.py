@@ -2,7 +2,7 @@
 
     python examples/evaluate_fashion_mnist.py /usr/share/datasets/fashion-mnist --cache runs/evaluation
 
-prints a Markdown table: energy score (lower is better, with its standard error), RMSE of the samples' mean
+prints Markdown tables: energy score (lower is better, with its standard error), RMSE of the samples' mean
 and diversity over the inpainted pixels, for the masks Half and Wide, of
 
 - RePaint with the model, 8 samples an image;
@@ -17,6 +17,7 @@ core of its own (`taskset -c 0`, `taskset -c 1`), and then without the option fo
 import argparse
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -57,7 +58,7 @@ def main() -> None:
         "Half": np.stack([rp.masks.half(height, width)] * len(test)),
         "Wide": np.stack([rp.masks.wide(height, width, key) for key in wide_keys]),
     }
-    rows = []
+    rows, differences = [], []
     for name in options.masks:
         mask = masks[name]
         candidates = {
@@ -67,18 +68,30 @@ def main() -> None:
             ),
             "mean training image": np.broadcast_to(train.mean(0), (len(test), 2, *test.shape[1:])),
         }
+        scores_of = {}
         for method, samples in candidates.items():
-            scores = [energy_score(*one) for one in zip(samples, test, mask, strict=True)]
-            error = np.std(scores, ddof=1) / np.sqrt(len(scores))
+            scores = scores_of[method] = [
+                energy_score(*one) for one in zip(samples, test, mask, strict=True)
+            ]
+            error = standard_error(scores)
             rmse = np.mean([rmse_of_mean(*one) for one in zip(samples, test, mask, strict=True)])
             spread = np.mean([diversity(*one) for one in zip(samples, mask, strict=True)])
             rows.append(
                 f"| {name} | {method} | {np.mean(scores):.2f} ± {error:.2f} | {rmse:.3f} | {spread:.2f} |"
             )
+        repaint, neighbours, _ = map(np.array, scores_of.values())
+        difference = repaint - neighbours
+        differences.append(f"{name}: {difference.mean():+.2f} ± {standard_error(difference):.2f}")
         grid = inpainting_grid(test[:8], mask[:8], candidates["RePaint"][:8])
         grid.save(options.cache / f"{name.lower()}.png")
     print("| mask | samples | energy score | RMSE of mean | diversity |\n|---|---|---|---|---|")
     print("\n".join(rows))
+    print("\nenergy score of RePaint minus that of the nearest training images, image by image:")
+    print("\n".join(differences))
+
+
+def standard_error(values: Sequence[float] | NDArray[np.float64]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def to_unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

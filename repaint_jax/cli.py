@@ -165,16 +165,17 @@ def _inpaint(options: argparse.Namespace) -> int:
     from repaint_jax.images import open_image, resize
     from repaint_jax.pipeline import RePaintPipeline
 
-    _check_output(options.output)
+    outputs = [options.output]
+    if options.num_samples > 1:
+        stem, suffix = options.output.stem, options.output.suffix
+        outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
+    for output in outputs:
+        _check_output(output)
     image, mask = open_image(options.image), open_image(options.mask)
     pipe = RePaintPipeline.from_pretrained(options.model)
     if options.resize:
         image, mask = (resize(picture, pipe.image_shape) for picture in (image, mask))
     pictures = _run_pipeline(options, pipe, image, mask, output_type="pil")
-    outputs = [options.output]
-    if options.num_samples > 1:
-        stem, suffix = options.output.stem, options.output.suffix
-        outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
     for picture, output in zip(pictures, outputs, strict=True):
         _save(picture, output)
         print(f"wrote {output}")

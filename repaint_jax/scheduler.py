@@ -87,6 +87,11 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
     if not isinstance(config, RePaintSchedulerConfig):
         raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
     abar = noise.alphas_cumprod(config.betas)
+    if abar[-1] < np.finfo(np.float32).tiny:
+        raise ValueError(
+            f"the betas leave alphas_cumprod={abar[-1]:.2g} at the last timestep, expected at least the "
+            "smallest float32"
+        )
     return RePaintSchedulerState(
         config,
         alphas_cumprod=jnp.asarray(abar, jnp.float32),

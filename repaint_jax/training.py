@@ -383,9 +383,10 @@ def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DCon
         before = read_json(path)
         for section in settings:
             for name, value in settings[section].items():
-                if name != "num_steps" and before[section].get(name) != value:
+                earlier = before.get(section, {}).get(name)
+                if name != "num_steps" and earlier != value:
                     raise ValueError(
-                        f"{output} holds a run with {name}={before[section].get(name)!r}, expected the "
+                        f"{output} holds a run with {name}={earlier!r}, expected the "
                         f"same to go on with it, not {value!r}"
                     )
     write_json(path, settings)

@@ -88,6 +88,12 @@ class UNet2DConfig:
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
             check_int(name, getattr(self, name), 1)
+        if self.sample_size is not None:
+            sides = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
+            if len(sides) != 2:
+                raise ValueError(f"sample_size is {self.sample_size}, expected a side or height and width")
+            for side in sides:
+                check_int("sample_size", side, 1)
         if len(self.down_block_types) != len(self.block_out_channels):
             raise ValueError(
                 f"down_block_types has {len(self.down_block_types)} entries, expected one for each of "
@@ -106,6 +112,7 @@ class UNet2DConfig:
                 if kind not in supported:
                     raise ValueError(f"{name} has {kind!r}, expected one of {', '.join(supported)}")
         for channels in self.block_out_channels:
+            check_int("block_out_channels", channels, 1)
             if channels % self.norm_num_groups:
                 raise ValueError(
                     f"block_out_channels has {channels}, expected a multiple of "
