@@ -30,7 +30,7 @@ def folder(tmp_path, model_folder, image, mask) -> Path:
     Image.fromarray(pixels).save(tmp_path / "image.png")
     Image.fromarray((mask[..., 0] * 255).astype(np.uint8)).save(tmp_path / "mask.png")
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
-    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    Image.new("F", (8, 8)).save(tmp_path / "deep.tiff")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
     (tmp_path / "subfolder.png").mkdir()
@@ -127,7 +127,7 @@ def test_inpaint_refuses_in_one_sentence_and_writes_nothing(
         ("text.png", "text.png is not a picture that can be read"),
         ("empty", "empty is not a picture that can be read"),
         ("wide.png", "has shape (8, 9, 1), expected"),
-        ("deep.png", "expected 8 bits per channel"),
+        ("deep.tiff", "has mode F, expected 8 bits per channel"),
     ],
 )
 def test_inpaint_refuses_what_is_no_picture_or_mask(
