@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import repaint_jax as rp
 from repaint_jax.datasets import IDX_NAME, read_idx_images
+from repaint_jax.images import uint8_to_array
 from repaint_jax.metrics import diversity, energy_score, rmse_of_mean
 from repaint_jax.plots import inpainting_grid
 
@@ -49,8 +50,8 @@ def main() -> None:
     parser.add_argument("--eta", type=float, default=1.0)
     options = parser.parse_args()
 
-    train = to_unit_range(read_idx_images(options.data / IDX_NAME))
-    test = to_unit_range(read_idx_images(options.data / TEST_NAME))[: options.num_images]
+    train = uint8_to_array(read_idx_images(options.data / IDX_NAME))
+    test = uint8_to_array(read_idx_images(options.data / TEST_NAME))[: options.num_images]
     pipe = rp.RePaintPipeline.from_pretrained(options.model)
     height, width, _ = pipe.image_shape
     wide_keys = jax.random.split(jax.random.key(0), len(test))
@@ -92,10 +93,6 @@ def main() -> None:
 
 def standard_error(values: Sequence[float] | NDArray[np.float64]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def to_unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return pixels.astype(np.float32) / 127.5 - 1
 
 
 def repaint_samples(

@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from tqdm import tqdm
 
 import repaint_jax as rp
 from repaint_jax import noise
 from repaint_jax.datasets import read_images
+from repaint_jax.images import uint8_to_array
 from repaint_jax.plots import inpainting_grid
 from repaint_jax.training import TrainingConfig, train
 
@@ -69,7 +69,7 @@ def main() -> None:
             config, model_fn, params, images, abar, options.output / "checkpoints", on_step=show
         )
 
-    originals = jnp.asarray(images[:4], jnp.float32) / 127.5 - 1
+    originals = uint8_to_array(images[:4])
     mask = rp.masks.half(height, width)[None]
     state = rp.set_timesteps(rp.create_state(scheduler_config), 50, jump_length=5, jump_n_sample=5)
     keys = jax.random.split(jax.random.key(0), len(originals))

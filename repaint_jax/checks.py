@@ -24,6 +24,12 @@ def check_floating(name: str, array: jax.Array) -> None:
         raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
 
 
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a function")
+
+
 def working_dtype(dtype: Any) -> Any:
     """Return float32, or `dtype` where it is wider: half precision cannot hold the coefficients."""
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)

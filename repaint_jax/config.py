@@ -15,9 +15,11 @@ from repaint_jax.files import find_file, read_json, write_json
 
 CONFIG_NAME = "scheduler_config.json"
 
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
 _CHOICES = {
     "beta_schedule": noise.BETA_SCHEDULES,
-    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "prediction_type": PREDICTION_TYPES,
     "variance_type": ("fixed_small", "fixed_large", "learned_range"),
     "timestep_spacing": noise.TIMESTEP_SPACINGS,
     "known_region": ("after_step", "before_model"),

@@ -48,7 +48,7 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
             f"image has shape {array.shape}, expected the model's {image_shape} (height, width, channels)"
         )
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / 127.5 - 1
+        return uint8_to_array(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"image has dtype {array.dtype}, expected uint8 or a floating dtype")
     if not np.all((array >= -1) & (array <= 1)):  # false for NaN too
@@ -95,6 +95,11 @@ def resize(image: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image
     """Resize a picture to the model's height and width; masks stay black and white when thresholded."""
     height, width, _ = image_shape
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn 0..255 into [-1, 1]."""
+    return pixels.astype(np.float32) / 127.5 - 1
 
 
 def array_to_uint8(array: Any) -> NDArray[np.uint8]:

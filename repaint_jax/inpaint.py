@@ -7,10 +7,16 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.checks import check_floating, check_image_and_mask, check_int, working_dtype
+from repaint_jax.checks import (
+    check_callable,
+    check_floating,
+    check_image_and_mask,
+    check_int,
+    working_dtype,
+)
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.keys import gaussian, is_key_vector
-from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, check_state
+from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, schedule_of
 from repaint_jax.transition import reverse_transition
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -94,33 +100,32 @@ def inpaint(
     >>> inpaint(state, denoise_to_zero, None, image, mask, jax.random.key(0)).shape
     (4, 4, 1)
     """
-    check_state(state, scheduled=True)
-    assert state.schedule is not None
-    for name, function in (("model_fn", model_fn), ("progress", progress)):
-        if not callable(function) and (name, function) != ("progress", None):
-            raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
+    schedule = schedule_of(state)
+    check_callable("model_fn", model_fn)
+    if progress is not None:
+        check_callable("progress", progress)
     is_key_vector(key)
     check_image_and_mask(original_image, mask)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
     if initial_sample is not None:
         check_floating("initial_sample", initial_sample)
-    if initial_sample is not None and jnp.shape(initial_sample) != original_image.shape:
-        raise ValueError(
-            f"initial_sample has shape {jnp.shape(initial_sample)}, expected original_image's "
-            f"{original_image.shape}"
-        )
+        if initial_sample.shape != original_image.shape:
+            raise ValueError(
+                f"initial_sample has shape {initial_sample.shape}, expected original_image's "
+                f"{original_image.shape}"
+            )
     calls = None if preview_calls is None else tuple(preview_calls)
     if len(set(calls or ())) != len(calls or ()):
         raise ValueError(f"preview_calls is {calls}, expected each call once")
     for call in calls or ():
         check_int("preview_calls", call, 0)
-        if call >= len(state.schedule.call_levels):
+        if call >= len(schedule.call_levels):
             raise ValueError(
                 f"preview_calls has {call}, expected calls below num_model_calls={state.num_model_calls}"
             )
     image, previews = _run_chain(
         state.config,
-        state.schedule,
+        schedule,
         model_fn,
         params,
         original_image,

@@ -327,11 +327,10 @@ _NOISIEST_START = 0.02
 
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
     """Look a timestep up in the ladder, and return its level's coefficients."""
-    check_state(state, scheduled=True)
-    assert state.schedule is not None
+    levels = schedule_of(state).levels
     if jnp.shape(timestep) != ():
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
-    config, levels = state.config, state.schedule.levels
+    config = state.config
     # From the static settings, so that it is known even while the state is traced.
     ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
     if isinstance(timestep, jax.core.Tracer):
@@ -344,12 +343,18 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
     return jax.tree.map(lambda field: field[level], levels)
 
 
-def check_state(state: RePaintSchedulerState, *, scheduled: bool = False) -> None:
-    """Refuse what is no state and, where one is needed, a state without a schedule."""
+def check_state(state: RePaintSchedulerState) -> None:
+    """Refuse what is no state."""
     if not isinstance(state, RePaintSchedulerState):
         raise TypeError(f"state is {state!r}, expected a RePaintSchedulerState, as create_state makes")
-    if scheduled and state.schedule is None:
+
+
+def schedule_of(state: RePaintSchedulerState) -> ResamplingSchedule:
+    """Return a state's schedule, or refuse a state without one."""
+    check_state(state)
+    if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
+    return state.schedule
 
 
 def _checked_timesteps(
@@ -363,12 +368,9 @@ def _checked_timesteps(
             f"original_samples' {shape}"
         )
     if not isinstance(timesteps, jax.core.Tracer):
-        for timestep in np.ravel(timesteps):
-            if not 0 <= timestep < state.config.num_train_timesteps:
-                raise ValueError(
-                    f"timesteps is {timestep}, expected 0 to num_train_timesteps - 1 = "
-                    f"{state.config.num_train_timesteps - 1}"
-                )
+        last, flat = state.config.num_train_timesteps - 1, np.ravel(timesteps)
+        for timestep in flat[(flat < 0) | (flat > last)][:1]:
+            raise ValueError(f"timesteps is {timestep}, expected 0 to num_train_timesteps - 1 = {last}")
     return jnp.asarray(timesteps)
 
 

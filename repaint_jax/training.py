@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from repaint_jax import noise
 from repaint_jax.checks import check_int
-from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.files import read_json, write_json
+from repaint_jax.images import uint8_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
 from repaint_jax.pipeline import load_pipeline, save_pipeline
@@ -33,7 +34,6 @@ from repaint_jax.scheduler import create_state, set_timesteps
 
 Params = Any
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TIMESTEP_DENSITIES = ("uniform", "lognormal")
 
 
@@ -183,7 +183,7 @@ def batches(
         order = np.random.default_rng((seed, epoch)).permutation(len(images))
         for batch in range(position, per_epoch):
             chosen = images[order[batch * batch_size : (batch + 1) * batch_size]]
-            yield chosen.astype(np.float32) / 127.5 - 1
+            yield uint8_to_array(chosen)
         epoch, position = epoch + 1, 0
 
 

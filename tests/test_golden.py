@@ -5,6 +5,7 @@ the configuration that claims to be diffusers' scheduler. Where the default conf
 same numbers, it is held to them too.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,29 +47,25 @@ def test_noise_levels_are_diffusers_to_float32_rounding() -> None:
         np.testing.assert_allclose(state.alphas_cumprod, arrays[f"alphas_cumprod_{i}"], rtol=2e-5)
 
 
-@pytest.mark.parametrize("soft_mask", [False, True])
-def test_step_equals_diffusers_given_its_noise(soft_mask: bool) -> None:
+def check_recorded_steps(preset: Callable[..., rp.RePaintSchedulerConfig], soft_mask: bool) -> None:
     cases, arrays = replay.load("steps.npz")
     for i, case in enumerate(cases):
         if case["soft_mask"] != soft_mask:
             continue
-        config = rp.RePaintSchedulerConfig.diffusers(**case["config"])
+        config = preset(**case["config"])
         inputs = replay.row(arrays, STEP_INPUTS, i)
         output = replay.step(config, case["num_inference_steps"], case["timestep"], inputs)
         expected = replay.row(arrays, STEP_OUTPUTS, i)
         replay.assert_steps_agree(output, expected, config, case["timestep"], case)
+
+
+@pytest.mark.parametrize("soft_mask", [False, True])
+def test_step_equals_diffusers_given_its_noise(soft_mask: bool) -> None:
+    check_recorded_steps(rp.RePaintSchedulerConfig.diffusers, soft_mask)
 
 
 def test_default_step_equals_diffusers_for_a_binary_mask() -> None:
-    cases, arrays = replay.load("steps.npz")
-    for i, case in enumerate(cases):
-        if case["soft_mask"]:
-            continue
-        config = rp.RePaintSchedulerConfig(**case["config"])
-        inputs = replay.row(arrays, STEP_INPUTS, i)
-        output = replay.step(config, case["num_inference_steps"], case["timestep"], inputs)
-        expected = replay.row(arrays, STEP_OUTPUTS, i)
-        replay.assert_steps_agree(output, expected, config, case["timestep"], case)
+    check_recorded_steps(rp.RePaintSchedulerConfig, soft_mask=False)
 
 
 def test_legacy_undo_samples_the_gaussian_of_diffusers() -> None:

@@ -1,12 +1,12 @@
 """From a Flax module to the `model_fn(params, sample, timestep)` that `inpaint` takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
 from flax import linen, nnx
 
-ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+from repaint_jax.inpaint import ModelFn
 
 
 def linen_model_fn(module: linen.Module) -> ModelFn:

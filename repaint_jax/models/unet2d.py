@@ -79,7 +79,7 @@ class UNet2DConfig:
         if self.sample_size is None:
             raise ValueError("the model's config has no sample_size, expected its height and width")
         size = self.sample_size
-        return (size, size) if isinstance(size, int) else size
+        return size if isinstance(size, tuple) else (size, size)
 
     def to_dict(self) -> dict[str, Any]:
         """Write diffusers' `unet/config.json`."""
@@ -89,10 +89,9 @@ class UNet2DConfig:
         for name in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
             check_int(name, getattr(self, name), 1)
         if self.sample_size is not None:
-            sides = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
-            if len(sides) != 2:
+            if len(self.height_and_width) != 2:
                 raise ValueError(f"sample_size is {self.sample_size}, expected a side or height and width")
-            for side in sides:
+            for side in self.height_and_width:
                 check_int("sample_size", side, 1)
         if len(self.down_block_types) != len(self.block_out_channels):
             raise ValueError(
