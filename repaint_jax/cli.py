@@ -65,10 +65,36 @@ def _parser() -> argparse.ArgumentParser:
     inpaint.add_argument(
         "--resize",
         action="store_true",
-        help="resize picture and mask to the model's size; their proportions are not kept",
+        help="resize picture and mask together to the model's size; their proportions are not kept",
+    )
+    inpaint.add_argument("--class-label", type=int, help="for a class-conditional model or a classifier")
+    inpaint.add_argument("--classifier", help="to guide with: .pt checkpoint, or the folder made of it")
+    inpaint.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
+    )
+    inpaint.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
     )
     _add_chain_options(inpaint, num_samples=1, steps=250, jump_length=10, jump_n_sample=10)
     inpaint.set_defaults(run=_inpaint)
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn an official .pt checkpoint into a folder of safetensors",
+        description="Turn a checkpoint of guided-diffusion, which the official RePaint models and their "
+        "classifier are, into a folder that --model and --classifier take. Needs torch, once.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax convert celeba256_250000.pt -o celeba256 --dtype float16",
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pt file")
+    convert.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    convert.add_argument(
+        "--config", type=Path, help="the .yml file of its dataset, unless it is one of the 256 px models"
+    )
+    convert.add_argument(
+        "--dtype", default="float32", choices=("float32", "float16"), help="of the stored weights"
+    )
+    convert.set_defaults(run=_convert)
 
     train = commands.add_parser(
         "train",
@@ -115,7 +141,7 @@ def _add_chain_options(
     parser.add_argument(
         "--model",
         default="bundled",
-        help="diffusers folder, repository of the Hugging Face hub, or 'bundled'",
+        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
     )
     parser.add_argument("--steps", type=int, default=steps, help="inference steps T")
     parser.add_argument("--jump-length", type=int, default=jump_length, help="steps a jump goes back")
@@ -133,8 +159,9 @@ def _demo(options: argparse.Namespace) -> int:
 
     from repaint_jax import masks
     from repaint_jax.images import image_to_array, open_image
-    from repaint_jax.pipeline import RePaintPipeline, bundled_folder
+    from repaint_jax.pipeline import RePaintPipeline
     from repaint_jax.plots import inpainting_grid
+    from repaint_jax.pretrained import bundled_folder
 
     _check_output(options.output)
     pipe = RePaintPipeline.from_pretrained(options.model)
@@ -162,7 +189,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inpaint(options: argparse.Namespace) -> int:
-    from repaint_jax.images import open_image, resize
+    from repaint_jax.images import open_image
     from repaint_jax.pipeline import RePaintPipeline
 
     outputs = [options.output]
@@ -172,13 +199,30 @@ def _inpaint(options: argparse.Namespace) -> int:
     for output in outputs:
         _check_output(output)
     image, mask = open_image(options.image), open_image(options.mask)
-    pipe = RePaintPipeline.from_pretrained(options.model)
-    if options.resize:
-        image, mask = (resize(picture, pipe.image_shape) for picture in (image, mask))
-    pictures = _run_pipeline(options, pipe, image, mask, output_type="pil")
+    pipe = RePaintPipeline.from_pretrained(
+        options.model, dtype=options.dtype, classifier=options.classifier
+    )
+    pictures = _run_pipeline(
+        options,
+        pipe,
+        image,
+        mask,
+        output_type="pil",
+        resize=options.resize,
+        class_labels=options.class_label,
+        guidance_scale=options.guidance_scale,
+    )
     for picture, output in zip(pictures, outputs, strict=True):
         _save(picture, output)
         print(f"wrote {output}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from repaint_jax.pretrained import convert
+
+    convert(options.checkpoint, options.output, settings=options.config, dtype=options.dtype)
+    print(f"wrote {options.output}")
     return 0
 
 
@@ -211,7 +255,7 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any, output_type: str) -> Any:
+def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any, **arguments: Any) -> Any:
     import jax
     from tqdm import tqdm
 
@@ -238,8 +282,8 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
             options.jump_n_sample,
             key=jax.random.key(options.seed),
             num_samples=options.num_samples,
-            output_type=output_type,
             progress=progress,
+            **arguments,
         ).images
     finally:
         if bar is not None:

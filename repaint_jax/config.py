@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repaint_jax import noise
 from repaint_jax.checks import check_int
-from repaint_jax.files import find_file, read_json, write_json
+from repaint_jax.files import local_folder, read_json, write_json
 
 CONFIG_NAME = "scheduler_config.json"
 
@@ -148,6 +148,12 @@ class RePaintSchedulerConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote, or another diffusers scheduler's config; unknown keys are ignored."""
+        class_name = config.get("_class_name", "RePaintScheduler")
+        if class_name != "RePaintScheduler" and "beta_schedule" not in config:
+            raise ValueError(
+                f"the scheduler's config is of a {class_name}, expected a scheduler with betas such as "
+                "RePaintScheduler, DDPMScheduler or DDIMScheduler"
+            )
         for name in _REFUSED_WHEN_TRUE:
             if config.get(name):
                 raise ValueError(f"{name} is {config[name]!r}, expected false: it is not supported")
@@ -162,15 +168,19 @@ class RePaintSchedulerConfig:
         return {"_class_name": "RePaintScheduler", **dataclasses.asdict(self)}
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, subfolder: str | None = None) -> Self:
+    def from_pretrained(
+        cls, path_or_repo: str | Path, subfolder: str | None = None, *, revision: str | None = None
+    ) -> Self:
         """Read `scheduler_config.json` of a RePaint, DDPM or DDIM scheduler.
 
         Args:
             path_or_repo: a folder, or the name of a repository on the Hugging Face hub (which needs the
                 package huggingface_hub).
             subfolder: folder in it that holds the file; pipelines keep it under "scheduler".
+            revision: branch, tag or commit on the hub.
         """
-        return cls.from_dict(read_json(find_file(path_or_repo, CONFIG_NAME, subfolder)))
+        name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+        return cls.from_dict(read_json(local_folder(path_or_repo, [name], revision) / name))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` into a folder, which is created where it is missing."""

@@ -1,26 +1,30 @@
-"""Find a file in a local folder or on the Hugging Face hub; read and write JSON files."""
+"""Find files in a local folder or on the Hugging Face hub; read and write JSON files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def find_file(path_or_repo: str | Path, filename: str, subfolder: str | None = None) -> Path:
-    """Return the local path of `filename`, downloading it into the hub's cache where needed.
+def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Return a folder; that of a hub's repository is in its cache, where missing files are downloaded to.
+
+    Args:
+        path_or_repo: a folder here, or the name of a repository on the Hugging Face hub.
+        patterns: the files that are wanted from the hub, as `fnmatch` patterns of their paths.
+        revision: branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: a folder of that name exists and lacks the file, or the hub has none.
-        ImportError: the name is no local folder and huggingface_hub is not installed.
+        FileNotFoundError: it is no folder, and no repository that can be reached.
+        ImportError: it is no folder, and huggingface_hub is not installed.
     """
     folder = Path(path_or_repo)
     if folder.is_dir():
-        path = folder / (subfolder or "") / filename
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
-        return path
+        return folder
+    if folder.is_file():
+        raise FileNotFoundError(f"{path_or_repo} is a file, expected a model's folder or a .pt checkpoint")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise ImportError(
@@ -28,12 +32,12 @@ def find_file(path_or_repo: str | Path, filename: str, subfolder: str | None = N
             "install repaint_jax[hub]"
         ) from None
     try:
-        return Path(hf_hub_download(str(path_or_repo), filename, subfolder=subfolder))
+        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"{path_or_repo} is neither a folder here nor a repository with {filename} that could be "
-            f"reached on the Hugging Face hub ({reason})"
+            f"{path_or_repo} is neither a folder here nor a repository that could be reached on the "
+            f"Hugging Face hub ({reason})"
         ) from None
 
 
@@ -41,6 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):

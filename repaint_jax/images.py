@@ -1,5 +1,7 @@
 """Between pictures of 8 bits and arrays in [-1, 1]."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,7 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
     """
     channels = image_shape[-1]
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel")
-        image = np.asarray(image.convert(PIL_MODES[channels]))
+        image = _converted("image", image, PIL_MODES[channels])
     array = np.asarray(image)
     _check_picture("image", array, image)
     if array.ndim == 2:
@@ -65,9 +65,7 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
         image_shape: [H, W, C] of the image that it belongs to.
     """
     if isinstance(mask, Image.Image):
-        if mask.mode.startswith(("I", "F")):
-            raise ValueError(f"mask has mode {mask.mode}, expected 8 bits per channel")
-        mask = np.asarray(mask.convert("L"))
+        mask = _converted("mask", mask, "L")
     array = np.asarray(mask)
     _check_picture("mask", array, mask)
     if array.ndim == 2:
@@ -86,15 +84,42 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     return (array >= 0.5).astype(np.float32)
 
 
+def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{name} has mode {image.mode}, expected 8 bits per channel")
+    return image.convert(mode)
+
+
 def _check_picture(name: str, array: NDArray[Any], value: Any) -> None:
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise TypeError(f"{name} is {value!r}, expected a PIL image or an array of numbers")
 
 
-def resize(image: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image:
-    """Resize a picture to the model's height and width; masks stay black and white when thresholded."""
-    height, width, _ = image_shape
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+def resize_together(
+    images: Sequence[Any], masks: Sequence[Any], image_shape: tuple[int, int, int]
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Resize pictures and masks to the model's height and width, whatever their proportions.
+
+    Masks stay black and white when thresholded. Each image and its mask must be of one size before, so that
+    the mask covers what it was drawn over.
+    """
+    height, width, channels = image_shape
+    for name, pictures in (("image", images), ("mask", masks)):
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                raise TypeError(f"{name} is a {type(picture).__name__}, expected a PIL image to be resized")
+    for image, mask in zip(images, itertools.cycle(masks), strict=False):
+        if image.size != mask.size:
+            raise ValueError(
+                f"mask is of size {mask.size}, expected {image.size} as its image, to be resized with it"
+            )
+    # Converted first: the colours of a palette have no mean.
+    converted = (
+        [_converted("image", image, PIL_MODES[channels]) for image in images],
+        [_converted("mask", mask, "L") for mask in masks],
+    )
+    resized = [[p.resize((width, height), Image.Resampling.LANCZOS) for p in part] for part in converted]
+    return resized[0], resized[1]
 
 
 def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,25 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
 from PIL import Image
 
 from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.files import find_file, write_json
-from repaint_jax.images import array_to_pil, image_to_array, mask_to_array
-from repaint_jax.inpaint import ModelFn, inpaint
+from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, resize_together
+from repaint_jax.inpaint import inpaint
 from repaint_jax.keys import is_key_vector
-from repaint_jax.models import UNet2D, load_unet2d, nnx_model_fn, save_unet2d
+from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
+from repaint_jax.models.guidance import (
+    ClassConditional,
+    ClassifierFreeGuidance,
+    ClassifierGradient,
+    ClassifierGuidance,
+    CondFn,
+)
+from repaint_jax.pretrained import load_classifier, load_pretrained, save_pretrained
 from repaint_jax.scheduler import RePaintSchedulerState, create_state, set_timesteps
 
-BUNDLED = "bundled"
 OUTPUT_TYPES = ("pil", "np", "jax")
 
 
@@ -28,6 +35,15 @@ class ImagePipelineOutput(NamedTuple):
     """What a pipeline returns, named as in diffusers."""
 
     images: Any  # a list of PIL images, or an array [B * num_samples, H, W, C]
+    previews: Any = None  # where asked for: for each call such a list, or [calls, B * num_samples, H, W, C]
+
+
+class Classifier(NamedTuple):
+    """A classifier of noisy pictures."""
+
+    classifier_fn: Callable[..., jax.Array]  # (params, sample, timestep) -> logits [B, num_classes]
+    params: Any
+    num_classes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,35 +51,72 @@ class RePaintPipeline:
     """A model with the scheduler it was trained for.
 
     Attributes:
-        model_fn: `model_fn(params, sample, timestep)`.
+        model_fn: `model_fn(params, sample, timestep)`; with a fourth argument, the class labels, where
+            unet_config is of a class-conditional model.
         params: its parameters.
         state: the scheduler's state, without a schedule.
         image_shape: the model's [H, W, C].
+        unet_config: architecture of the `UNet2D` that model_fn runs; None for any other model.
+        classifier: of noisy pictures, for guidance.
     """
 
-    model_fn: ModelFn
+    model_fn: Callable[..., jax.Array]
     params: Any
     state: RePaintSchedulerState
     image_shape: tuple[int, int, int]
+    unet_config: UNet2DConfig | None = None
+    classifier: Classifier | None = None
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, *, dtype: Any = jnp.float32) -> Self:
-        """Load a diffusers folder of an unconditional `UNet2DModel`.
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        dtype: Any = None,
+        revision: str | None = None,
+        classifier: str | Path | None = None,
+    ) -> Self:
+        """Load a model of the kinds that are published.
 
         Args:
-            path_or_repo: a folder with `model_index.json`, `unet/` and `scheduler/`; a flat folder with
-                the model alone; a repository of the Hugging Face hub of the same layout; or
-                "bundled", the model that is part of this package.
-            dtype: of the model's parameters and arithmetic.
+            path_or_repo: a diffusers folder of an unconditional or class-conditional `UNet2DModel`, with
+                `model_index.json`, `unet/` and `scheduler/`, or with all its files in one folder; a
+                repository of the Hugging Face hub of the same layout (which needs huggingface_hub and
+                heeds its cache and HF_HUB_OFFLINE); a `.pt` checkpoint of guided-diffusion, which the
+                official RePaint models are (which needs torch); or "bundled", the model that is part
+                of this package.
+            dtype: of the model's parameters and arithmetic; float32 where it is None.
+            revision: branch, tag or commit on the hub.
+            classifier: a classifier of noisy pictures to guide with: guided-diffusion's `.pt` checkpoint,
+                or the folder that `repaint-jax convert` made of it.
         """
-        return cls.from_unet2d(*load_pipeline(path_or_repo, dtype))
+        pipe = cls.from_unet2d(*load_pretrained(path_or_repo, dtype=dtype, revision=revision))
+        if classifier is None:
+            return pipe
+        return pipe.with_classifier(load_classifier(classifier, dtype=dtype))
 
     @classmethod
     def from_unet2d(cls, unet: UNet2D, config: RePaintSchedulerConfig) -> Self:
         """Put a model and the settings of its scheduler together."""
         model_fn, params = nnx_model_fn(unet)
         image_shape = (*unet.config.height_and_width, unet.config.in_channels)
-        return cls(model_fn, params, create_state(config), image_shape)
+        return cls(model_fn, params, create_state(config), image_shape, unet.config)
+
+    def with_classifier(self, classifier: UNet2DClassifier) -> Self:
+        """Return the pipeline with a classifier to guide with."""
+        model_fn, params = nnx_model_fn(classifier)
+        return dataclasses.replace(
+            self, classifier=Classifier(model_fn, params, classifier.config.out_channels)
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: Any = np.float32) -> None:
+        """Write a folder that `from_pretrained` and diffusers' RePaintPipeline load."""
+        if self.unet_config is None:
+            raise ValueError("unet_config is None, expected a pipeline of a UNet2D: only that can be saved")
+        config = self.unet_config
+        unet = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
+        nnx.update(unet, self.params)
+        save_pretrained(folder, unet, self.state.config, dtype)
 
     def __call__(
         self,
@@ -77,14 +130,23 @@ class RePaintPipeline:
         key: jax.Array,
         num_samples: int = 1,
         output_type: str = "pil",
+        resize: bool = False,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        null_label: int | None = None,
+        cond_fn: CondFn | None = None,
+        cond_params: Any = None,
+        preview_calls: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ImagePipelineOutput:
         """Inpaint pictures; the arguments have the meaning they have in diffusers' RePaintPipeline.
 
         Args:
-            image: a PIL image, an array (uint8, or floating in [-1, 1]; [H, W], [H, W, C] or a batch
+            image: a PIL image (of 8 bits; converted between grey, palette and colour, transparency
+                dropped), an array (uint8, or floating in [-1, 1]; [H, W], [H, W, C] or a batch
                 [B, H, W, C]) or a list of them, each of the model's size.
             mask_image: one mask for all images or one for each: white or 1 keeps, black or 0 inpaints.
+                Values are rounded at the middle of their range.
             num_inference_steps: see `set_timesteps`, as for jump_length and jump_n_sample.
             eta: share of DDPM's noise in a step, in [0, 1].
             jump_length: inference steps that a jump goes back up.
@@ -93,7 +155,21 @@ class RePaintPipeline:
             num_samples: results for each image; they follow one another in the output.
             output_type: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax" (the same shape, in
                 [-1, 1]).
+            resize: resize PIL images and their masks, which must be of one size, to the model's size
+                whatever their proportions; otherwise another size is refused.
+            class_labels: one for all images or one for each, for a class-conditional model, a classifier or
+                both.
+            guidance_scale: how far to follow the classifier's gradient (0: not at all), cond_fn's, or, with
+                null_label, the class-conditional prediction (1: that prediction itself).
+            null_label: the label that a class-conditional model was trained with for "no class"; giving it
+                asks for classifier-free guidance.
+            cond_fn: `cond_fn(cond_params, sample, timestep)`, a gradient of log p(y | sample) to follow
+                instead of the classifier's; see `models.guidance.ClassifierGuidance`.
+            cond_params: what cond_fn gets as its first argument.
+            preview_calls: model calls whose predicted clean images to return as `previews`.
             progress: called as `progress(calls_done)` after each model call.
+
+        Known pixels come back exactly: "pil", and "np" times 255, hold the input's own 8-bit values.
 
         Raises:
             ValueError: on pictures and masks that do not fit the model or each other.
@@ -102,10 +178,11 @@ class RePaintPipeline:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
         check_int("num_samples", num_samples, 1)
-        images = np.stack([image_to_array(one, self.image_shape) for one in _as_list("image", image)])
-        masks = np.stack(
-            [mask_to_array(one, self.image_shape) for one in _as_list("mask_image", mask_image)]
-        )
+        image_list, mask_list = _as_list("image", image), _as_list("mask_image", mask_image)
+        if resize:
+            image_list, mask_list = resize_together(image_list, mask_list, self.image_shape)
+        images = np.stack([image_to_array(one, self.image_shape) for one in image_list])
+        masks = np.stack([mask_to_array(one, self.image_shape) for one in mask_list])
         if len(masks) not in (1, len(images)):
             raise ValueError(
                 f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
@@ -113,55 +190,101 @@ class RePaintPipeline:
         masks = np.broadcast_to(masks, (len(images), *masks.shape[1:]))
         config = dataclasses.replace(self.state.config, eta=eta)
         state = set_timesteps(create_state(config), num_inference_steps, jump_length, jump_n_sample)
-        result = inpaint(
+        if class_labels is not None:
+            class_labels = self._checked_labels("class_labels", class_labels, len(images)).repeat(
+                num_samples
+            )
+        model_fn, params = self._guided(
+            config, class_labels, guidance_scale, null_label, cond_fn, cond_params
+        )
+        result, previews = inpaint(
             state,
-            self.model_fn,
-            self.params,
+            model_fn,
+            params,
             jnp.asarray(images.repeat(num_samples, axis=0)),
             jnp.asarray(masks.repeat(num_samples, axis=0)),
             _sample_keys(key, len(images), num_samples),
+            preview_calls=() if preview_calls is None else preview_calls,
             progress=progress,
         )
         if not bool(jnp.isfinite(result).all()):
             raise FloatingPointError("the model's result has values that are not finite")
-        if output_type == "jax":
-            return ImagePipelineOutput(result)
-        if output_type == "np":
-            return ImagePipelineOutput(np.clip(np.asarray(result) / 2 + 0.5, 0, 1))
-        return ImagePipelineOutput([array_to_pil(one) for one in np.asarray(result)])
+        return ImagePipelineOutput(
+            _as_output(result, output_type),
+            None if preview_calls is None else _stack([_as_output(one, output_type) for one in previews]),
+        )
+
+    def _checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
+        """Return one label for each image."""
+        labels = np.asarray(class_labels)
+        if labels.shape not in ((), (num_images,)) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{name} is {class_labels!r}, expected an integer, or one for each of {num_images} images"
+            )
+        model_classes = None if self.unet_config is None else self.unet_config.num_class_embeds
+        classifier_classes = None if self.classifier is None else self.classifier.num_classes
+        num_classes = min(model_classes or np.inf, classifier_classes or np.inf)
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"{name} is {class_labels!r}, expected labels from 0 to {num_classes - 1}")
+        return np.broadcast_to(labels.astype(np.int32), (num_images,))
+
+    def _guided(
+        self,
+        config: RePaintSchedulerConfig,
+        class_labels: Any,
+        guidance_scale: float,
+        null_label: int | None,
+        cond_fn: CondFn | None,
+        cond_params: Any,
+    ) -> tuple[Callable[..., jax.Array], Any]:
+        """Wrap the model in what the arguments ask for."""
+        model_fn, params = self.model_fn, self.params
+        conditional = self.unet_config is not None and self.unet_config.is_class_conditional
+        follows_gradient = cond_fn is not None or self.classifier is not None
+        if conditional and class_labels is None:
+            raise ValueError("class_labels is None, expected labels: the model is class-conditional")
+        if class_labels is not None and not conditional and self.classifier is None:
+            raise ValueError(
+                f"class_labels is {class_labels.tolist()}, but the model is not class-conditional and "
+                "there is no classifier"
+            )
+        if null_label is not None and (follows_gradient or not conditional):
+            raise ValueError(
+                f"null_label is {null_label}, expected it only with a class-conditional model and without "
+                "a classifier or cond_fn"
+            )
+        if guidance_scale != 1 and null_label is None and not follows_gradient:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but there is nothing to guide: no classifier, "
+                "no cond_fn and no null_label"
+            )
+        if null_label is not None:
+            null_labels = self._checked_labels("null_label", null_label, len(class_labels))
+            model_fn = ClassifierFreeGuidance(model_fn)
+            params = (params, class_labels, null_labels, guidance_scale)
+        elif conditional:
+            model_fn, params = ClassConditional(model_fn), (params, class_labels)
+        if cond_fn is None and self.classifier is not None:
+            if class_labels is None:
+                raise ValueError("class_labels is None, expected labels for the classifier")
+            cond_fn = ClassifierGradient(self.classifier.classifier_fn)
+            cond_params = (self.classifier.params, class_labels)
+        if cond_fn is not None:
+            model_fn = ClassifierGuidance(model_fn, cond_fn, config)
+            params = (params, cond_params, guidance_scale)
+        return model_fn, params
 
 
-def load_pipeline(
-    path_or_repo: str | Path, dtype: Any = jnp.float32
-) -> tuple[UNet2D, RePaintSchedulerConfig]:
-    """Read what `RePaintPipeline.from_pretrained` reads, as the module and its scheduler's settings."""
-    if str(path_or_repo) == BUNDLED:
-        path_or_repo = bundled_folder()
-    try:
-        find_file(path_or_repo, "model_index.json")
-        flat = False
-    except FileNotFoundError:
-        flat = True
-    unet = load_unet2d(path_or_repo, None if flat else "unet", dtype=dtype)
-    return unet, RePaintSchedulerConfig.from_pretrained(path_or_repo, None if flat else "scheduler")
+def _as_output(images: jax.Array, output_type: str) -> Any:
+    if output_type == "jax":
+        return images
+    if output_type == "np":
+        return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
+    return [array_to_pil(one) for one in np.asarray(images)]
 
 
-def save_pipeline(folder: str | Path, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any) -> None:
-    """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`."""
-    folder = Path(folder)
-    save_unet2d(unet, folder / "unet", dtype=dtype)
-    config.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "RePaintPipeline",
-        "scheduler": ["diffusers", "RePaintScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    write_json(folder / "model_index.json", index)
-
-
-def bundled_folder() -> Path:
-    """Folder of the model and the pictures that are part of this package."""
-    return Path(str(files("repaint_jax") / "bundled" / "fashion_mnist"))
+def _stack(outputs: list[Any]) -> Any:
+    return outputs if not outputs or isinstance(outputs[0], list) else np.stack(outputs)
 
 
 def _as_list(name: str, pictures: Any) -> Sequence[Any]:

@@ -28,8 +28,8 @@ from repaint_jax.files import read_json, write_json
 from repaint_jax.images import uint8_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
-from repaint_jax.pipeline import load_pipeline, save_pipeline
 from repaint_jax.plots import square_grid
+from repaint_jax.pretrained import load_pretrained, save_pretrained
 from repaint_jax.scheduler import create_state, set_timesteps
 
 Params = Any
@@ -314,7 +314,7 @@ def train_unet2d(
             on_checkpoint=draw_samples,
         )
     nnx.update(unet, state.ema_params)
-    save_pipeline(output / "model", unet, scheduler_config, np.float16)
+    save_pretrained(output / "model", unet, scheduler_config, np.float16)
     return output / "model"
 
 
@@ -349,7 +349,7 @@ def _untrained(
     elif unet_config is not None:
         raise ValueError("unet_config is given beside initial_model, expected one of the two")
     else:
-        unet, scheduler_config = load_pipeline(initial_model)
+        unet, scheduler_config = load_pretrained(initial_model)
         if scheduler_config.prediction_type != config.prediction_type:
             raise ValueError(
                 f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import repaint_jax as rp
 from repaint_jax.models import UNet2D, UNet2DConfig
-from repaint_jax.pipeline import save_pipeline
+from repaint_jax.pretrained import save_pretrained
 
 SIDE = 8
 
@@ -77,10 +77,10 @@ def unet_config() -> UNet2DConfig:
 
 @pytest.fixture(scope="session")
 def random_unet():
-    """A function that makes a UNet2D of random weights, without compiling its initialisation."""
+    """A function that makes a network of random weights, without compiling its initialisation."""
 
-    def make(config: UNet2DConfig) -> UNet2D:
-        module = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
+    def make(config: UNet2DConfig, network: type = UNet2D):
+        module = nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
         rng = np.random.default_rng(0)
         weights = jax.tree.map(
             lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype), nnx.state(module)
@@ -101,7 +101,7 @@ def unet(unet_config: UNet2DConfig, random_unet) -> UNet2D:
 def model_folder(unet: UNet2D, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline in diffusers' layout, for grey pictures of 8x8. To be read only."""
     folder = tmp_path_factory.mktemp("model")
-    save_pipeline(folder, unet, rp.RePaintSchedulerConfig(), np.float32)
+    save_pretrained(folder, unet, rp.RePaintSchedulerConfig(), np.float32)
     return folder
 
 

@@ -7,7 +7,7 @@ import pytest
 import repaint_jax as rp
 from repaint_jax import masks
 from repaint_jax.images import image_to_array, open_image
-from repaint_jax.pipeline import bundled_folder
+from repaint_jax.pretrained import bundled_folder
 
 
 @pytest.fixture(scope="module")

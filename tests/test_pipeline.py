@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import repaint_jax as rp
-from repaint_jax.pipeline import save_pipeline
+from repaint_jax.pretrained import save_pretrained
 
 KEY = jax.random.key(0)
 SCHEDULE = {"num_inference_steps": 4, "jump_length": 2, "jump_n_sample": 2}
@@ -76,7 +76,7 @@ def test_saved_folder_names_the_classes_of_diffusers(model_folder: Path):
 def test_missing_part_of_a_pipeline_is_named(model_folder: Path, tmp_path: Path, missing: str):
     shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{missing} does not exist")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"has neither {missing} nor")):
         rp.RePaintPipeline.from_pretrained(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_model_for_colour_takes_grey_and_transparent_pictures(
     unet_config, random_unet, tmp_path: Path, keep
 ):
     config = dataclasses.replace(unet_config, in_channels=3, out_channels=3, sample_size=(4, 8))
-    save_pipeline(tmp_path, random_unet(config), rp.RePaintSchedulerConfig(), np.float32)
+    save_pretrained(tmp_path, random_unet(config), rp.RePaintSchedulerConfig(), np.float32)
     pipe = rp.RePaintPipeline.from_pretrained(tmp_path)
     assert pipe.image_shape == (4, 8, 3)
     modes = ("RGB", "L", "RGBA", "LA")
@@ -261,7 +261,7 @@ def test_key_is_asked_for(pipe, pixels, keep):
 
 def test_model_trained_with_dropout_inpaints_without_it(unet_config, random_unet, pixels, keep, tmp_path):
     config = dataclasses.replace(unet_config, dropout=0.5)
-    save_pipeline(tmp_path, random_unet(unet_config), rp.RePaintSchedulerConfig(), np.float32)
+    save_pretrained(tmp_path, random_unet(unet_config), rp.RePaintSchedulerConfig(), np.float32)
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config.to_dict()))
     with_dropout = rp.RePaintPipeline.from_pretrained(tmp_path)
     images = [run(with_dropout, pixels, keep, output_type="jax") for _ in range(2)]
@@ -282,3 +282,61 @@ def test_weights_that_are_not_finite_give_an_error_and_no_picture(
     save_file(weights, weights_file)
     with pytest.raises(ValueError, match=r"conv_out\.bias has values that are not finite"):
         rp.RePaintPipeline.from_pretrained(tmp_path)
+
+
+# Sizes, modes and previews
+
+
+def test_pictures_and_masks_of_another_size_are_resized_together_on_request(pipe):
+    image, mask = Image.new("RGB", (20, 30), "white"), Image.new("L", (20, 30), 0)
+    mask.paste(255, (0, 0, 20, 15))
+    with pytest.raises(
+        ValueError, match=r"image has shape \(30, 20, 1\), expected the model's \(8, 8, 1\)"
+    ):
+        run(pipe, image, mask)
+    (picture,) = run(pipe, image, mask, resize=True)
+    assert picture.size == (8, 8)
+    assert (np.asarray(picture)[:4] == 255).all()
+    with pytest.raises(ValueError, match=r"mask is of size \(8, 8\), expected \(20, 30\) as its image"):
+        run(pipe, image, mask.resize((8, 8)), resize=True)
+    with pytest.raises(TypeError, match="image is a ndarray, expected a PIL image to be resized"):
+        run(pipe, np.asarray(image), mask, resize=True)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pictures_of_every_mode_of_eight_bits_are_read(pipe, keep, mode):
+    picture = Image.fromarray(np.where(np.indices((8, 8))[0] < 4, 0, 255).astype(np.uint8)).convert(mode)
+    (out,) = run(pipe, picture, Image.fromarray(keep))
+    np.testing.assert_array_equal(np.asarray(out)[:, :4], np.asarray(picture.convert("L"))[:, :4])
+    (resized,) = run(pipe, picture.resize((16, 16)), Image.fromarray(keep).resize((16, 16)), resize=True)
+    assert resized.mode == "L"
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_pictures_of_more_than_eight_bits_are_refused(pipe, keep, mode):
+    with pytest.raises(ValueError, match=f"image has mode {mode}, expected 8 bits per channel"):
+        run(pipe, Image.new(mode, (8, 8)), Image.fromarray(keep))
+
+
+def test_previews_of_chosen_calls_come_in_the_output_type(pipe, pixels, keep):
+    def outputs(output_type: str):
+        options = {**SCHEDULE, "key": KEY, "num_samples": 2, "preview_calls": (0, 5)}
+        return pipe(pixels, keep, output_type=output_type, **options)
+
+    in_jax, in_np, in_pil = outputs("jax"), outputs("np"), outputs("pil")
+    assert in_jax.previews.shape == in_np.previews.shape == (2, 2, 8, 8, 1)
+    np.testing.assert_allclose(in_np.previews, np.clip(in_jax.previews / 2 + 0.5, 0, 1), atol=1e-6)
+    assert [[one.size for one in call] for call in in_pil.previews] == [[(8, 8)] * 2] * 2
+    np.testing.assert_array_equal(in_jax.images, run(pipe, pixels, keep, num_samples=2, output_type="jax"))
+    assert pipe(pixels, keep, **SCHEDULE, key=KEY).previews is None
+
+
+def test_saved_pipeline_loads_as_it_was(pipe, tmp_path: Path):
+    pipe.save_pretrained(tmp_path / "again")
+    again = rp.RePaintPipeline.from_pretrained(tmp_path / "again")
+    assert (again.state.config, again.unet_config) == (pipe.state.config, pipe.unet_config)
+    jax.tree.map(np.testing.assert_array_equal, again.params, pipe.params)
+    own = dataclasses.replace(pipe, unet_config=None)
+    with pytest.raises(ValueError, match="unet_config is None, expected a pipeline of a UNet2D"):
+        own.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own").exists()

@@ -1,16 +1,41 @@
 """The README's Python examples run as they stand."""
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 
 
+@pytest.fixture
+def celebahq_in_the_hub_s_cache(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model in the place and the layout (all files in one folder) of the one the README names."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--google--ddpm-ema-celebahq-256"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for folder in (model_folder, model_folder / "unet", model_folder / "scheduler"):
+        shutil.copytree(
+            folder, snapshot, ignore=shutil.ignore_patterns("unet", "scheduler"), dirs_exist_ok=True
+        )
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.usefixtures("celebahq_in_the_hub_s_cache")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.splitlines()[-1].strip()[:40])
 def test_readme_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "repaint_jax").symlink_to(ROOT / "repaint_jax")
+    picture = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "face.png")
+    Image.fromarray(np.uint8(255) * (picture[..., 0] < 128)).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})

@@ -1,54 +1,61 @@
-"""Models in diffusers' folder layout: `config.json` and safetensors weights under diffusers' names.
+"""Models in diffusers' folder layout: `config.json` and weights under diffusers' names.
 
 A Flax parameter is a torch tensor under another name and with its axes in another order: convolution
 kernels are HWIO here and OIHW there, the matrices of linear layers are transposed. Checkpoints from before
 diffusers 0.12 have other names for the four layers of an attention; they load too.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from repaint_jax.files import find_file, write_json
-from repaint_jax.models.unet2d import UNet2D, UNet2DConfig
+from repaint_jax.files import local_folder, read_json, write_json
+from repaint_jax.models.classifier import UNet2DClassifier
+from repaint_jax.models.tensor_files import SafetensorsFiles, TorchFile
+from repaint_jax.models.unet2d import Encoder2D, UNet2D
+from repaint_jax.models.unet2d_config import UNet2DConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+SHARDED_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors.index.json"
+TORCH_WEIGHTS_NAME = "diffusion_pytorch_model.bin"
 
-_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+Network = TypeVar("Network", bound=Encoder2D)
+Weights = Mapping[str, NDArray[Any]]
+
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-_FLAX_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+_TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels; all else has the same axes in both
 
 
 def load_unet2d(
-    path_or_repo: str | Path, subfolder: str | None = None, *, dtype: Any = jnp.float32
+    path_or_repo: str | Path,
+    subfolder: str | None = None,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
 ) -> UNet2D:
-    """Load a `UNet2DModel` that diffusers, or `save_unet2d`, saved as safetensors.
+    """Load a `UNet2DModel` that diffusers, or `save_unet2d`, saved.
 
     Args:
-        path_or_repo: the folder with `config.json`, or a repository of the Hugging Face hub.
+        path_or_repo: the folder with `config.json` and the weights (safetensors, whole or in shards; or a
+            `.bin` file, which needs torch), or a repository of the Hugging Face hub.
         subfolder: folder in it; pipelines keep their model under "unet".
-        dtype: of the parameters, and so of the model's arithmetic.
+        dtype: of the parameters, and so of the model's arithmetic; float32 where it is None.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: a file that is damaged, or whose tensors are not the architecture's.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
-    config_path = find_file(path_or_repo, CONFIG_NAME, subfolder)
-    weights_path = find_file(path_or_repo, WEIGHTS_NAME, subfolder)
-    config = UNet2DConfig.from_file(config_path)
-    module = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
-    _load_parameters(module, weights_path, dtype)
-    return module
+    folder = download_model(path_or_repo, (subfolder or "",), revision=revision) / (subfolder or "")
+    return _load_folder(UNet2D, "UNet2DModel", folder, dtype)
 
 
 def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) -> None:
@@ -59,51 +66,121 @@ def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) 
         folder: created where it is missing.
         dtype: of the stored weights, a NumPy dtype; float16 halves the file.
     """
-    folder = Path(folder)
-    tensors = {
-        _torch_name(path): np.ascontiguousarray(_permuted(variable[...], _TORCH_AXES).astype(dtype))
-        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
-    }
-    write_json(folder / CONFIG_NAME, module.config.to_dict())
+    _save_folder(module, "UNet2DModel", Path(folder), dtype)
+
+
+def load_unet2d_classifier(folder: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
+    """Load a classifier that `save_unet2d_classifier` saved; see `load_unet2d`."""
+    return _load_folder(UNet2DClassifier, "UNet2DClassifier", local_folder(folder, []), dtype)
+
+
+def save_unet2d_classifier(
+    module: UNet2DClassifier, folder: str | Path, *, dtype: Any = np.float32
+) -> None:
+    """Write `config.json` and safetensors weights; see `save_unet2d`."""
+    _save_folder(module, "UNet2DClassifier", Path(folder), dtype)
+
+
+def download_model(
+    path_or_repo: str | Path,
+    subfolders: tuple[str, ...],
+    other_files: tuple[str, ...] = (),
+    revision: str | None = None,
+) -> Path:
+    """Return a model's folder; from the hub it takes torch's own format only where there is no other."""
+
+    def patterns(*names: str) -> list[str]:
+        return [f"{subfolder}/{name}" if subfolder else name for subfolder in subfolders for name in names]
+
+    shards = WEIGHTS_NAME.replace(".", "-*-of-*.")
+    wanted = [*other_files, *patterns(CONFIG_NAME, WEIGHTS_NAME, SHARDED_WEIGHTS_NAME, shards)]
+    folder = local_folder(path_or_repo, wanted, revision)
+    safe = patterns(WEIGHTS_NAME, SHARDED_WEIGHTS_NAME)
+    if not any((folder / name).is_file() for name in safe) and not Path(path_or_repo).is_dir():
+        folder = local_folder(path_or_repo, [*wanted, *patterns(TORCH_WEIGHTS_NAME)], revision)
+    return folder
+
+
+def open_weights(folder: Path) -> tuple[Weights, Path]:
+    """Open the weights in a folder, to be read one by one; also return their file."""
+    for name, kind in (
+        (WEIGHTS_NAME, SafetensorsFiles),
+        (SHARDED_WEIGHTS_NAME, SafetensorsFiles),
+        (TORCH_WEIGHTS_NAME, TorchFile),
+    ):
+        if (folder / name).is_file():
+            return kind(folder / name), folder / name
+    raise FileNotFoundError(f"{folder / WEIGHTS_NAME} does not exist")
+
+
+def _load_folder(cls: type[Network], class_name: str, folder: Path, dtype: Any) -> Network:
+    config_path = folder / CONFIG_NAME
+    found = read_json(config_path).get("_class_name", class_name)
+    if found != class_name:
+        raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
+    config = UNet2DConfig.from_file(config_path)
+    weights, source = open_weights(folder)
+    return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
+
+
+def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -> None:
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        value = np.asarray(variable[...]).astype(dtype)
+        tensors[_torch_name(path)] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
+    write_json(folder / CONFIG_NAME, {**module.config.to_dict(), "_class_name": class_name})
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def _load_parameters(module: nnx.Module, weights_path: Path, dtype: Any) -> None:
-    state = nnx.state(module, nnx.Param)
-    try:
-        with safe_open(weights_path, framework="numpy") as file:
-            stored_names = {_present_name(name): name for name in file.keys()}  # noqa: SIM118
-            loaded = []
-            for path, variable in nnx.to_flat_state(state):
-                name = _torch_name(path)
-                if name not in stored_names:
-                    raise ValueError(f"{weights_path} lacks the tensor {name}")
-                tensor = file.get_tensor(stored_names.pop(name))
-                expected = tuple(variable.shape[axis] for axis in _TORCH_AXES[variable.ndim])
-                if tensor.shape != expected:
-                    raise ValueError(
-                        f"{weights_path}: {name} has shape {tensor.shape}, expected {expected}"
-                    )
-                tensor = _permuted(tensor, _FLAX_AXES)
-                if not np.isfinite(tensor).all():
-                    raise ValueError(f"{weights_path}: {name} has values that are not finite")
-                loaded.append((path, variable.replace(jnp.asarray(tensor, dtype))))
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path} is not a whole safetensors file: {error}") from None
+def load_module(make: Callable[[], Network], weights: Weights, source: Path, dtype: Any) -> Network:
+    """Make a module without initialising it, and fill it with weights of diffusers' names.
+
+    Args:
+        make: makes the module.
+        weights: tensors under diffusers' names; each is read once, cast once and put on the device.
+        source: the file that errors name.
+        dtype: of the parameters; float32 where it is None.
+
+    Raises:
+        ValueError: naming the tensor that is missing, left over, of another shape or not finite.
+    """
+    dtype = jnp.float32 if dtype is None else dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
+    module = nnx.eval_shape(make)
+    stored_names = {_present_name(name): name for name in weights}
+    variables = {
+        _torch_name(path): (path, v) for path, v in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
+    for name, (path, variable) in variables.items():
+        if name not in stored_names:
+            raise ValueError(f"{source} lacks the tensor {name}")
+        tensor = weights[stored_names.pop(name)]
+        axes = _torch_axes(path, variable.ndim)
+        expected = tuple(variable.shape[axis] for axis in axes)
+        if tensor.shape != expected:
+            raise ValueError(f"{source}: {name} has shape {tensor.shape}, expected {expected}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating dtype")
+        cast = tensor.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise ValueError(f"{source}: {name} has values that are not finite in {jnp.dtype(dtype)}")
+        variables[name] = (path, variable.replace(jnp.asarray(cast.transpose(np.argsort(axes)))))
     if stored_names:
-        raise ValueError(f"{weights_path} has a tensor that the model lacks: {min(stored_names)}")
-    nnx.update(module, nnx.from_flat_state(loaded))
+        raise ValueError(f"{source} has a tensor that the model lacks: {min(stored_names)}")
+    nnx.update(module, nnx.from_flat_state(variables.values()))
+    return module
 
 
 def _torch_name(path: tuple[Any, ...]) -> str:
     *modules, leaf = map(str, path)
-    return ".".join([*modules, _TORCH_LEAVES[leaf]])
+    return ".".join([*modules, _TORCH_LEAVES.get(leaf, leaf)])
 
 
 def _present_name(name: str) -> str:
     return ".".join(_OLD_ATTENTION_NAMES.get(part, part) for part in name.split("."))
 
 
-def _permuted(array: Any, axes: dict[int, tuple[int, ...]]) -> NDArray[Any]:
-    array = np.asarray(array)
-    return array.transpose(axes[array.ndim])
+def _torch_axes(path: tuple[Any, ...], ndim: int) -> tuple[int, ...]:
+    same = tuple(range(ndim))
+    return _TORCH_AXES.get(ndim, same) if path[-1] == "kernel" else same

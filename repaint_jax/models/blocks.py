@@ -1,0 +1,312 @@
+"""What U-Nets are made of: norms, residual blocks, attention, and the levels built from them.
+
+Channels last, in Flax NNX. Attribute names are those of diffusers' state dict, so that a path such as
+`down_blocks.0.resnets.1.norm1` is at once the module here and the key in a checkpoint.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repaint_jax.models.unet2d_config import UNet2DConfig
+
+
+class Timesteps(nnx.Module):
+    """Sinusoidal embedding of Vaswani et al. 2017 (arXiv 1706.03762, section 3.5)."""
+
+    def __init__(self, c: UNet2DConfig):
+        self.features = c.block_out_channels[0]
+        self.flip_sin_to_cos, self.freq_shift = c.flip_sin_to_cos, c.freq_shift
+
+    def __call__(self, timesteps: jax.Array) -> jax.Array:  # [B] -> [B, features]
+        half = self.features // 2
+        frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / (half - self.freq_shift))
+        angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+        waves = [jnp.sin(angles), jnp.cos(angles)]
+        return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
+
+
+class GaussianFourierProjection(nnx.Module):
+    """Waves of random frequencies over the noise level's logarithm (Song et al., arXiv 2011.13456)."""
+
+    def __init__(self, c: UNet2DConfig, *, rngs: nnx.Rngs):
+        self.features = 2 * c.block_out_channels[0]
+        self.weight = nnx.Param(16 * jax.random.normal(rngs.params(), (c.block_out_channels[0],)))
+
+    def __call__(self, timesteps: jax.Array) -> jax.Array:  # [B] -> [B, features]
+        frequencies = jax.lax.stop_gradient(self.weight[...].astype(jnp.float32))
+        angles = 2 * math.pi * jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494) in float32 whatever the input's dtype.
+
+    Sums are taken per channel first and per group afterwards: the first reduction then runs along the
+    array's layout, which is most of the cost.
+    """
+
+    def __init__(self, channels: int, num_groups: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.num_groups, self.eps = num_groups, eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, ..., C]
+        wide = x.astype(jnp.float32)
+        pixels = tuple(range(1, x.ndim - 1))
+
+        def group_mean(channel_mean: jax.Array) -> jax.Array:  # [B, C] -> [B, C]
+            groups = channel_mean.reshape(channel_mean.shape[0], self.num_groups, -1)
+            mean = jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape)
+            return mean.reshape(channel_mean.shape)
+
+        mean = group_mean(wide.mean(pixels))
+        centred = wide - jnp.expand_dims(mean, pixels)
+        variance = group_mean(jnp.square(centred).mean(pixels))
+        gain = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
+        return (centred * jnp.expand_dims(gain, pixels) + self.bias[...]).astype(x.dtype)
+
+
+def upsampled(x: jax.Array) -> jax.Array:
+    """Double height and width by repeating pixels."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def downsampled(x: jax.Array) -> jax.Array:
+    """Halve height and width by averaging pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two 3x3 convolutions, the time embedding between them, and a residual around them.
+
+    `resample` is applied before the first convolution and to the residual. As in DDPM the last
+    convolution starts at zero, so that an untrained block is the identity.
+    """
+
+    def __init__(
+        self,
+        c: UNet2DConfig,
+        in_channels: int,
+        out_channels: int,
+        *,
+        scale: float = 1.0,
+        resample: Callable[[jax.Array], jax.Array] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.scale_shift = c.resnet_time_scale_shift == "scale_shift"
+        self.norm1 = GroupNorm(in_channels, c.norm_num_groups, c.norm_eps)
+        self.conv1 = nnx.Conv(in_channels, out_channels, (3, 3), rngs=rngs)
+        self.time_emb_proj = nnx.Linear(c.time_embed_dim, out_channels * (1 + self.scale_shift), rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, c.norm_num_groups, c.norm_eps)
+        self.dropout = nnx.Dropout(c.dropout) if c.dropout else None
+        self.conv2 = nnx.Conv(
+            out_channels, out_channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+        self.conv_shortcut = (
+            nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs) if in_channels != out_channels else None
+        )
+        self.scale, self.resample = scale, resample
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        embedding = self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
+        if self.scale_shift:
+            gain, shift = jnp.split(embedding, 2, axis=-1)
+            h = self.norm2(h) * (1 + gain) + shift
+        else:
+            h = self.norm2(h + embedding)
+        h = jax.nn.silu(h)
+        if self.dropout is not None:
+            h = self.dropout(h)
+        h = self.conv2(h)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return (x + h) / self.scale
+
+
+class Attention(nnx.Module):
+    """Self-attention over all pixels, with a group norm before it and a residual around it."""
+
+    def __init__(
+        self,
+        c: UNet2DConfig,
+        channels: int,
+        num_groups: int | None,
+        *,
+        scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        self.group_norm = GroupNorm(channels, num_groups, c.norm_eps) if num_groups else None
+        self.to_q = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_k = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_v = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List(
+            [nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)]
+        )
+        self.heads = channels // (c.attention_head_dim or channels)
+        self.scale = scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        h = x if self.group_norm is None else self.group_norm(x)
+        h = h.reshape(batch, height * width, channels)
+        q, k, v = (
+            project(h).reshape(batch, height * width, self.heads, -1)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height * width, channels)
+        return (x + self.to_out[0](h).reshape(x.shape)) / self.scale
+
+
+class Downsample2D(nnx.Module):
+    """Halve height and width by a strided 3x3 convolution."""
+
+    def __init__(self, channels: int, padding: int, *, rngs: nnx.Rngs):
+        # padding 0 is DDPM's: one row of zeros below and one column of zeros to the right.
+        pads = (padding, padding) if padding else (0, 1)
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=(2, 2), padding=(pads, pads), rngs=rngs)
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        return self.conv(upsampled(x))
+
+
+class DownBlock(nnx.Module):
+    """A level on the way down; returns its result and what the way up will concatenate."""
+
+    def __init__(
+        self,
+        c: UNet2DConfig,
+        kind: str,
+        in_channels: int,
+        out_channels: int,
+        last: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [in_channels] + [out_channels] * (c.layers_per_block - 1)
+        self.resnets = nnx.List([ResnetBlock2D(c, width, out_channels, rngs=rngs) for width in widths])
+        self.attentions = nnx.List(
+            [Attention(c, out_channels, c.norm_num_groups, rngs=rngs) for _ in widths]
+            if kind == "AttnDownBlock2D"
+            else []
+        )
+        # diffusers' DownBlock2D always has a convolution, whatever downsample_type says.
+        by_resnet = kind == "ResnetDownsampleBlock2D" or (
+            kind == "AttnDownBlock2D" and c.downsample_type == "resnet"
+        )
+        downsamplers: list[nnx.Module] = []
+        if by_resnet and not last:
+            downsamplers.append(
+                ResnetBlock2D(c, out_channels, out_channels, resample=downsampled, rngs=rngs)
+            )
+        elif not last:
+            downsamplers.append(Downsample2D(out_channels, c.downsample_padding, rngs=rngs))
+        self.downsamplers = nnx.List(downsamplers)
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        skips = []
+        for layer, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[layer](x)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x, time)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nnx.Module):
+    """The coarsest level: resnet, attention, resnet."""
+
+    def __init__(self, c: UNet2DConfig, *, rngs: nnx.Rngs):
+        channels, scale = c.block_out_channels[-1], c.mid_block_scale_factor
+        self.resnets = nnx.List(
+            [ResnetBlock2D(c, channels, channels, scale=scale, rngs=rngs) for _ in range(2)]
+        )
+        self.attentions = nnx.List(
+            [Attention(c, channels, c.mid_attention_groups, scale=scale, rngs=rngs)]
+            if c.add_attention
+            else []
+        )
+
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        x = self.resnets[0](x, time)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nnx.Module):
+    """A level on the way up; each resnet takes one of the way down's results beside its input."""
+
+    def __init__(
+        self,
+        c: UNet2DConfig,
+        kind: str,
+        in_channels: int,
+        skip_channels: Sequence[int],
+        out_channels: int,
+        last: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        self.resnets = nnx.List(
+            [
+                ResnetBlock2D(c, width + skip, out_channels, rngs=rngs)
+                for width, skip in zip(widths, skip_channels, strict=True)
+            ]
+        )
+        self.attentions = nnx.List(
+            [Attention(c, out_channels, c.norm_num_groups, rngs=rngs) for _ in widths]
+            if kind == "AttnUpBlock2D"
+            else []
+        )
+        by_resnet = kind == "ResnetUpsampleBlock2D" or (
+            kind == "AttnUpBlock2D" and c.upsample_type == "resnet"
+        )
+        upsamplers: list[nnx.Module] = []
+        if by_resnet and not last:
+            upsamplers.append(ResnetBlock2D(c, out_channels, out_channels, resample=upsampled, rngs=rngs))
+        elif not last:
+            upsamplers.append(Upsample2D(out_channels, rngs=rngs))
+        self.upsamplers = nnx.List(upsamplers)
+
+    def __call__(self, x: jax.Array, skips: list[jax.Array], time: jax.Array) -> jax.Array:
+        for layer, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), time)
+            if self.attentions:
+                x = self.attentions[layer](x)
+        for upsample in self.upsamplers:
+            x = upsample(x, time)
+        return x
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two linear layers between the sinusoids and the resnets."""
+
+    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(in_features, features, rngs=rngs)
+        self.linear_2 = nnx.Linear(features, features, rngs=rngs)
+
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        return self.linear_2(jax.nn.silu(self.linear_1(embedding)))

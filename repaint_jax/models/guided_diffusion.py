@@ -1,0 +1,285 @@
+"""Checkpoints of openai/guided-diffusion, which the official RePaint models are, under diffusers' names.
+
+Its U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233) is a `UNet2D` with scale-shift norms and resampling
+resnets. Three things differ in a file: the names, the attention's queries, keys and values lie in one
+matrix, and no configuration stands beside it. Nearly all of the architecture can be read off the weights;
+what cannot (heads, their order, the pictures' size, the noise levels) is what every published 256 px model
+has, or comes from the `.yml` file of its dataset.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flax import nnx
+from numpy.typing import NDArray
+
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.models.checkpoints import Weights, load_module
+from repaint_jax.models.classifier import UNet2DClassifier
+from repaint_jax.models.tensor_files import TorchFile
+from repaint_jax.models.unet2d import UNet2D
+from repaint_jax.models.unet2d_config import UNet2DConfig
+
+HEAD_CHANNELS = 64  # of all published 256 px models and classifiers
+NUM_GROUPS = 32
+_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}  # by the levels' widths
+
+_OUTER_LAYERS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+}
+_BLOCK_LAYERS = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "norm": "group_norm",
+    "qkv": "qkv",
+    "proj_out": "to_out.0",
+    "op": "conv",
+    "conv": "conv",
+}
+
+
+def load_unet(
+    path: Path, settings: Mapping[str, Any] | None = None, dtype: Any = None
+) -> tuple[UNet2D, RePaintSchedulerConfig]:
+    """Load an official checkpoint such as `celeba256_250000.pt`, with the scheduler it was trained for.
+
+    Args:
+        path: the `.pt` file; reading it needs torch.
+        settings: of its dataset's `.yml` file; without them those of the published 256 px models.
+        dtype: of the parameters; float32 where it is None.
+    """
+    weights = TorchFile(path)
+    settings = settings or {}
+    config = unet_config(weights, path, settings)
+    renamed = DiffusersNames(weights, config, bool(settings.get("use_new_attention_order")))
+    module = load_module(lambda: UNet2D(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
+    return module, scheduler_config(config, settings)
+
+
+def load_classifier(path: Path, dtype: Any = None) -> UNet2DClassifier:
+    """Load an official classifier of noisy pictures such as `256x256_classifier.pt`."""
+    weights = TorchFile(path)
+    config = unet_config(weights, path, {})
+    renamed = DiffusersNames(weights, config, new_attention_order=False)
+    return load_module(lambda: UNet2DClassifier(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
+
+
+def is_classifier(names: Weights) -> bool:
+    """Whether a checkpoint is a classifier's, by its names."""
+    return "out.2.positional_embedding" in names
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the `.yml` file of a dataset."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected a mapping of settings")
+    return settings
+
+
+def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> UNet2DConfig:
+    """Read the architecture off the weights, and the rest from the settings."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in weights:
+            raise ValueError(f"{source} lacks the tensor {name}, expected a guided-diffusion checkpoint")
+        return weights[name].shape
+
+    layers = _layers_per_block(weights, source)
+    levels = len(_indices(weights, r"input_blocks\.(\d+)\..*")) // (layers + 1)
+    first = [1 + level * (layers + 1) for level in range(levels)]
+    widths = tuple(shape(f"input_blocks.{block}.0.in_layers.2.weight")[0] for block in first)
+    attended = [f"input_blocks.{block}.1.qkv.weight" in weights for block in first]
+    resnet_resampling = f"input_blocks.{layers + 1}.0.in_layers.2.weight" in weights
+    scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
+    time_embed_dim, time_features = shape("time_embed.0.weight")
+    if time_features != widths[0]:
+        raise ValueError(
+            f"{source} has {widths[0]} channels and {time_features} sinusoids, expected as many"
+        )
+    down, up = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if resnet_resampling
+        else ("DownBlock2D", "UpBlock2D")
+    )
+    sides = {True: "AttnDownBlock2D", False: down}, {True: "AttnUpBlock2D", False: up}
+    classifier = is_classifier(weights)
+    config = UNet2DConfig(
+        sample_size=_sample_size(weights, widths, settings, source),
+        in_channels=shape("input_blocks.0.0.weight")[1],
+        out_channels=shape("out.2.c_proj.weight" if classifier else "out.2.weight")[0],
+        time_embedding_dim=time_embed_dim,
+        down_block_types=tuple(sides[0][attention] for attention in attended),
+        up_block_types=tuple(sides[1][attention] for attention in reversed(attended)),
+        block_out_channels=widths,
+        layers_per_block=layers,
+        downsample_type="resnet" if resnet_resampling else "conv",
+        upsample_type="resnet" if resnet_resampling else "conv",
+        attention_head_dim=_head_channels(widths, attended, settings),
+        norm_num_groups=NUM_GROUPS,
+        attn_norm_num_groups=NUM_GROUPS,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        num_class_embeds=shape("label_emb.weight")[0] if "label_emb.weight" in weights else None,
+    )
+    _check_settings(settings, config, source)
+    return config
+
+
+def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePaintSchedulerConfig:
+    """Return the official sampler over the noise levels of the settings."""
+    if settings.get("rescale_timesteps"):
+        raise ValueError("rescale_timesteps is true in the settings, only false is supported")
+    schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    name = settings.get("noise_schedule", "linear")
+    if name not in schedules:
+        raise ValueError(f"noise_schedule is {name!r} in the settings, expected linear or cosine")
+    steps = settings.get("diffusion_steps", 1000)
+    learned = config.out_channels == 2 * config.in_channels
+    return RePaintSchedulerConfig.paper(
+        num_train_timesteps=steps,
+        beta_start=0.1 / steps,
+        beta_end=20 / steps,
+        beta_schedule=schedules[name],
+        prediction_type="sample" if settings.get("predict_xstart") else "epsilon",
+        variance_type="learned_range" if learned else "fixed_large",
+    )
+
+
+class DiffusersNames(Mapping[str, NDArray[Any]]):
+    """A guided-diffusion checkpoint as a mapping with the names and shapes of a diffusers one."""
+
+    def __init__(self, weights: Weights, config: UNet2DConfig, new_attention_order: bool):
+        self.weights, self.new_attention_order = weights, new_attention_order
+        self.head_channels = config.attention_head_dim
+        self.stored: dict[str, tuple[str, int | None]] = {}  # name there, and which of q, k, v
+        for name in weights:
+            renamed = _diffusers_name(name, config.layers_per_block, is_classifier(weights))
+            if ".qkv." in renamed:
+                for part, letter in enumerate("qkv"):
+                    self.stored[renamed.replace(".qkv.", f".to_{letter}.")] = (name, part)
+            else:
+                self.stored[renamed] = (name, None)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        stored, part = self.stored[name]
+        tensor = self.weights[stored]
+        if ".to_" in name and tensor.ndim == 3:  # a 1x1 convolution of a sequence is a linear layer
+            tensor = tensor[..., 0]
+        if part is None:
+            return tensor
+        if self.new_attention_order or stored.startswith("out.2."):
+            return tensor.reshape(3, -1, *tensor.shape[1:])[part]
+        by_head = tensor.reshape(-1, 3, self.head_channels or len(tensor) // 3, *tensor.shape[1:])
+        return by_head[:, part].reshape(-1, *tensor.shape[1:])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+def _diffusers_name(name: str, layers: int, classifier: bool) -> str:
+    """Return the name in diffusers' layout, or the name itself where it has no place there."""
+    stem, _, leaf = name.rpartition(".")
+    if stem in _OUTER_LAYERS:
+        return f"{_OUTER_LAYERS[stem]}.{leaf}"
+    if not classifier and stem == "out.2":
+        return f"conv_out.{leaf}"
+    if classifier and stem.startswith("out.2"):
+        inner = {"out.2": "", "out.2.qkv_proj": "qkv.", "out.2.c_proj": "to_out.0."}
+        return f"pool.{inner[stem]}{leaf}" if stem in inner else name
+    middle = re.fullmatch(r"middle_block\.([012])\.(.+)", stem)
+    side = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", stem)
+    if middle:
+        module = ("resnets.0", "attentions.0", "resnets.1")[int(middle[1])]
+        block, layer = "mid_block", middle[2]
+    elif side and side[1] == "input":
+        level, i = divmod(int(side[2]) - 1, layers + 1)
+        kind = "resnets" if side[3] == "0" else "attentions"
+        module = "downsamplers.0" if i == layers else f"{kind}.{i}"
+        block, layer = f"down_blocks.{level}", side[4]
+    elif side:
+        level, i = divmod(int(side[2]), layers + 1)
+        attention = side[4] in ("norm", "qkv", "proj_out")
+        module = f"resnets.{i}" if side[3] == "0" else f"attentions.{i}" if attention else "upsamplers.0"
+        block, layer = f"up_blocks.{level}", side[4]
+    else:
+        return name
+    return f"{block}.{module}.{_BLOCK_LAYERS[layer]}.{leaf}" if layer in _BLOCK_LAYERS else name
+
+
+def _indices(names: Weights, pattern: str) -> list[int]:
+    matches = (re.fullmatch(pattern, name) for name in names)
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _layers_per_block(weights: Weights, source: Path) -> int:
+    # A resnet that halves the picture looks like any other, but the way up shows where a level ends,
+    # and so does the attention, which follows the other resnets of its level.
+    ups = _indices(weights, r"output_blocks\.(\d+)\.[12]\.(?:in_layers\.2|conv)\.weight")
+    attended = _indices(weights, r"input_blocks\.(\d+)\.1\.qkv\.weight")
+    if ups:
+        return ups[0]
+    if attended:
+        return next(i for i in range(1, 10**6) if attended[0] + i not in attended)
+    raise ValueError(f"{source} has neither a way up nor attention, expected a guided-diffusion checkpoint")
+
+
+def _sample_size(
+    weights: Weights, widths: tuple[int, ...], settings: Mapping[str, Any], source: Path
+) -> int:
+    if is_classifier(weights):
+        pixels = weights["out.2.positional_embedding"].shape[1] - 1
+        return math.isqrt(pixels) * 2 ** (len(widths) - 1)
+    multiples = tuple(width // widths[0] for width in widths)
+    size = settings.get("image_size", _SIZES.get(multiples))
+    if size is None:
+        raise ValueError(f"{source} does not tell the pictures' size, expected image_size in a .yml file")
+    return int(size)
+
+
+def _head_channels(widths: tuple[int, ...], attended: list[bool], settings: Mapping[str, Any]) -> int:
+    head_channels = settings.get("num_head_channels", HEAD_CHANNELS)
+    if head_channels != -1:
+        return int(head_channels)
+    heads = settings.get("num_heads", 4)
+    attended_widths = {width for width, attention in zip(widths, attended, strict=True) if attention}
+    attended_widths.add(widths[-1])
+    if len(attended_widths) > 1 or settings.get("num_heads_upsample", -1) != -1:
+        raise ValueError(
+            f"num_heads is {heads} in the settings for attention over {sorted(attended_widths)} channels; "
+            "only heads of the same number of channels everywhere (num_head_channels) are supported"
+        )
+    return attended_widths.pop() // heads
+
+
+def _check_settings(settings: Mapping[str, Any], config: UNet2DConfig, source: Path) -> None:
+    in_weights = {
+        "num_channels": config.block_out_channels[0],
+        "num_res_blocks": config.layers_per_block,
+        "class_cond": config.num_class_embeds is not None,
+        "learn_sigma": config.out_channels == 2 * config.in_channels,
+        "use_scale_shift_norm": config.resnet_time_scale_shift == "scale_shift",
+        "resblock_updown": config.downsample_type == "resnet",
+    }
+    for name, value in in_weights.items():
+        if name in settings and settings[name] != value:
+            raise ValueError(f"{name} is {settings[name]!r} in the settings, but {value!r} in {source}")

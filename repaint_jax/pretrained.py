@@ -1,0 +1,116 @@
+"""Find, read and write a model together with its scheduler's settings."""
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repaint_jax.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.files import read_json, write_json
+from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
+from repaint_jax.models.checkpoints import (
+    download_model,
+    load_unet2d_classifier,
+    save_unet2d_classifier,
+)
+from repaint_jax.models.tensor_files import TorchFile
+
+BUNDLED = "bundled"
+INDEX_NAME = "model_index.json"
+
+
+def load_pretrained(
+    path_or_repo: str | Path, *, dtype: Any = None, revision: str | None = None
+) -> tuple[UNet2D, RePaintSchedulerConfig]:
+    """Read what `RePaintPipeline.from_pretrained` reads, as the module and its scheduler's settings."""
+    if str(path_or_repo) == BUNDLED:
+        path_or_repo = bundled_folder()
+    if Path(path_or_repo).suffix == ".pt":
+        return guided_diffusion.load_unet(Path(path_or_repo), dtype=dtype)
+    folder = download_model(
+        path_or_repo,
+        ("unet", ""),
+        (INDEX_NAME, f"scheduler/{SCHEDULER_CONFIG_NAME}", SCHEDULER_CONFIG_NAME),
+        revision,
+    )
+    if (folder / INDEX_NAME).is_file():
+        _check_pixel_model(folder / INDEX_NAME)
+    scheduler_folder = _component(folder, "scheduler", SCHEDULER_CONFIG_NAME)
+    unet = load_unet2d(_component(folder, "unet", "config.json"), dtype=dtype)
+    return unet, RePaintSchedulerConfig.from_pretrained(scheduler_folder)
+
+
+def load_classifier(path: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
+    """Read a classifier of noisy pictures: guided-diffusion's `.pt` file, or what `convert` made of it."""
+    if Path(path).suffix == ".pt":
+        return guided_diffusion.load_classifier(Path(path), dtype)
+    return load_unet2d_classifier(path, dtype=dtype)
+
+
+def save_pretrained(
+    folder: str | Path, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any = np.float32
+) -> None:
+    """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`."""
+    folder = Path(folder)
+    save_unet2d(unet, folder / "unet", dtype=dtype)
+    config.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "RePaintPipeline",
+        "scheduler": ["diffusers", "RePaintScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    write_json(folder / INDEX_NAME, index)
+
+
+def convert(
+    checkpoint: Path, folder: Path, *, settings: Path | None = None, dtype: Any = np.float32
+) -> None:
+    """Turn a guided-diffusion `.pt` file, of a model or a classifier, into a folder of safetensors.
+
+    Args:
+        checkpoint: the file; reading it needs torch, the folder no longer does.
+        folder: written whole or not at all; it must not exist.
+        settings: the `.yml` file of the model's dataset; without it, the published 256 px models'.
+        dtype: of the stored weights; float16 halves the folder.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists, expected the name of a new folder")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        if guided_diffusion.is_classifier(TorchFile(checkpoint)):
+            save_unet2d_classifier(guided_diffusion.load_classifier(checkpoint), unfinished, dtype=dtype)
+        else:
+            values = {} if settings is None else guided_diffusion.read_settings(settings)
+            save_pretrained(unfinished, *guided_diffusion.load_unet(checkpoint, values), dtype)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def bundled_folder() -> Path:
+    """Folder of the model and the pictures that are part of this package."""
+    return Path(str(files("repaint_jax") / "bundled" / "fashion_mnist"))
+
+
+def _component(folder: Path, name: str, config_name: str) -> Path:
+    """Return the folder of a pipeline's part; old ones have all parts in one folder."""
+    if (folder / name / config_name).is_file():
+        return folder / name
+    if (folder / config_name).is_file():
+        return folder
+    raise FileNotFoundError(f"{folder} has neither {name}/{config_name} nor {config_name}")
+
+
+def _check_pixel_model(index_path: Path) -> None:
+    """Refuse pipelines whose model works on something else than the picture's pixels."""
+    index = read_json(index_path)
+    parts = {name for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
+    others = sorted(parts - {"unet", "scheduler"})
+    if others:
+        raise ValueError(
+            f"{index_path} is of a {index.get('_class_name')} with {', '.join(others)}; only pipelines of "
+            "an unconditional unet and a scheduler are supported"
+        )
