@@ -311,7 +311,3 @@ def _save(picture: Any, path: Path) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -191,9 +191,8 @@ class RePaintPipeline:
         config = dataclasses.replace(self.state.config, eta=eta)
         state = set_timesteps(create_state(config), num_inference_steps, jump_length, jump_n_sample)
         if class_labels is not None:
-            class_labels = self._checked_labels("class_labels", class_labels, len(images)).repeat(
-                num_samples
-            )
+            class_labels = self._checked_labels("class_labels", class_labels, len(images))
+            class_labels = class_labels.repeat(num_samples)
         model_fn, params = self._guided(
             config, class_labels, guidance_scale, null_label, cond_fn, cond_params
         )
@@ -211,7 +210,7 @@ class RePaintPipeline:
             raise FloatingPointError("the model's result has values that are not finite")
         return ImagePipelineOutput(
             _as_output(result, output_type),
-            None if preview_calls is None else _stack([_as_output(one, output_type) for one in previews]),
+            None if preview_calls is None else _as_output(previews, output_type),
         )
 
     def _checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
@@ -280,11 +279,9 @@ def _as_output(images: jax.Array, output_type: str) -> Any:
         return images
     if output_type == "np":
         return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
+    if images.ndim > 4:
+        return [_as_output(batch, output_type) for batch in images]
     return [array_to_pil(one) for one in np.asarray(images)]
-
-
-def _stack(outputs: list[Any]) -> Any:
-    return outputs if not outputs or isinstance(outputs[0], list) else np.stack(outputs)
 
 
 def _as_list(name: str, pictures: Any) -> Sequence[Any]:

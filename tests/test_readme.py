@@ -1,7 +1,9 @@
-"""The README's Python examples run as they stand."""
+"""The README's Python examples, and the short one in examples/, run as they stand."""
 
 import re
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,26 @@ def celebahq_in_the_hub_s_cache(
     (repository / "refs" / "main").write_text("0" * 40)
 
 
-@pytest.mark.usefixtures("celebahq_in_the_hub_s_cache")
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.splitlines()[-1].strip()[:40])
-def test_readme_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def working_directory(
+    celebahq_in_the_hub_s_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with the repository's package in it, and a picture with its mask."""
     (tmp_path / "repaint_jax").symlink_to(ROOT / "repaint_jax")
     picture = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "face.png")
     Image.fromarray(np.uint8(255) * (picture[..., 0] < 128)).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("working_directory")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.splitlines()[-1].strip()[:40])
+def test_readme_example_runs(example: str) -> None:
     exec(compile(example, "README.md", "exec"), {})
+
+
+@pytest.mark.usefixtures("working_directory")
+def test_inpaint_celebahq_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["inpaint_celebahq.py", "face.png", "mask.png", "filled.png"])
+    runpy.run_path(str(ROOT / "examples" / "inpaint_celebahq.py"), run_name="__main__")
+    assert Image.open("filled.png").size == (8, 8)

@@ -119,15 +119,14 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
         if resnet_resampling
         else ("DownBlock2D", "UpBlock2D")
     )
-    sides = {True: "AttnDownBlock2D", False: down}, {True: "AttnUpBlock2D", False: up}
     classifier = is_classifier(weights)
     config = UNet2DConfig(
         sample_size=_sample_size(weights, widths, settings, source),
         in_channels=shape("input_blocks.0.0.weight")[1],
         out_channels=shape("out.2.c_proj.weight" if classifier else "out.2.weight")[0],
         time_embedding_dim=time_embed_dim,
-        down_block_types=tuple(sides[0][attention] for attention in attended),
-        up_block_types=tuple(sides[1][attention] for attention in reversed(attended)),
+        down_block_types=tuple("AttnDownBlock2D" if attention else down for attention in attended),
+        up_block_types=tuple("AttnUpBlock2D" if attention else up for attention in attended[::-1]),
         block_out_channels=widths,
         layers_per_block=layers,
         downsample_type="resnet" if resnet_resampling else "conv",
@@ -143,7 +142,11 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
 
 
 def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePaintSchedulerConfig:
-    """Return the official sampler over the noise levels of the settings."""
+    """Return the official sampler over the noise levels of the settings.
+
+    But for one thing: known pixels are put in after each step, so that they come back exactly. Under masks
+    of zeros and ones the official order differs from that in the last step alone.
+    """
     if settings.get("rescale_timesteps"):
         raise ValueError("rescale_timesteps is true in the settings, only false is supported")
     schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -159,6 +162,7 @@ def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePai
         beta_schedule=schedules[name],
         prediction_type="sample" if settings.get("predict_xstart") else "epsilon",
         variance_type="learned_range" if learned else "fixed_large",
+        known_region="after_step",
     )
 
 
