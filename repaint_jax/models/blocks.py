@@ -132,6 +132,14 @@ class ResnetBlock2D(nnx.Module):
         return (x + h) / self.scale
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:  # each [B, pixels, heads, channels]
+    """Scaled dot-product attention; of float16 in float32, whose logits would overflow otherwise."""
+    if q.dtype != jnp.float16:
+        return jax.nn.dot_product_attention(q, k, v)
+    q, k, v = (array.astype(jnp.float32) for array in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v).astype(jnp.float16)
+
+
 class Attention(nnx.Module):
     """Self-attention over all pixels, with a group norm before it and a residual around it."""
 
@@ -162,7 +170,7 @@ class Attention(nnx.Module):
             project(h).reshape(batch, height * width, self.heads, -1)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height * width, channels)
+        h = attend(q, k, v).reshape(batch, height * width, channels)
         return (x + self.to_out[0](h).reshape(x.shape)) / self.scale
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repaint_jax.models.blocks import GroupNorm
+from repaint_jax.models.blocks import GroupNorm, attend
 from repaint_jax.models.unet2d import Encoder2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
 
@@ -32,7 +32,7 @@ class AttentionPool2D(nnx.Module):
             project(x).reshape(batch, height * width + 1, self.heads, -1)
             for project in (self.to_k, self.to_v)
         )
-        return self.to_out[0](jax.nn.dot_product_attention(q, k, v).reshape(batch, channels))
+        return self.to_out[0](attend(q, k, v).reshape(batch, channels))
 
 
 class UNet2DClassifier(Encoder2D):
