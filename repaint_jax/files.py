@@ -1,9 +1,11 @@
 """Find files in a local folder or on the Hugging Face hub; read and write JSON files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
 
 
 def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -25,7 +27,6 @@ def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: st
         raise FileNotFoundError(f"{path_or_repo} is a file, expected a model's folder or a .pt checkpoint")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise ImportError(
             f"{path_or_repo} is not a folder here; to look for it on the Hugging Face hub "
@@ -33,8 +34,8 @@ def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: st
         ) from None
     try:
         return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # the client's own, or of whichever HTTP library it uses
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise FileNotFoundError(
             f"{path_or_repo} is neither a folder here nor a repository that could be reached on the "
             f"Hugging Face hub ({reason})"
@@ -47,11 +48,20 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected a JSON object")
     return content
+
+
+def read_config(path: Path, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
+    """Make a config of a JSON file; errors name the file."""
+    content = read_json(path)
+    try:
+        return from_dict(content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

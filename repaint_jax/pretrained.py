@@ -9,7 +9,7 @@ import numpy as np
 
 from repaint_jax.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
 from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.files import read_json, write_json
+from repaint_jax.files import read_config, read_json, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.checkpoints import (
     download_model,
@@ -39,8 +39,8 @@ def load_pretrained(
     if (folder / INDEX_NAME).is_file():
         _check_pixel_model(folder / INDEX_NAME)
     scheduler_folder = _component(folder, "scheduler", SCHEDULER_CONFIG_NAME)
-    unet = load_unet2d(_component(folder, "unet", "config.json"), dtype=dtype)
-    return unet, RePaintSchedulerConfig.from_pretrained(scheduler_folder)
+    config = read_config(scheduler_folder / SCHEDULER_CONFIG_NAME, RePaintSchedulerConfig.from_dict)
+    return load_unet2d(_component(folder, "unet", "config.json"), dtype=dtype), config
 
 
 def load_classifier(path: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
@@ -66,7 +66,11 @@ def save_pretrained(
 
 
 def convert(
-    checkpoint: Path, folder: Path, *, settings: Path | None = None, dtype: Any = np.float32
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    settings: str | Path | None = None,
+    dtype: Any = np.float32,
 ) -> None:
     """Turn a guided-diffusion `.pt` file, of a model or a classifier, into a folder of safetensors.
 
@@ -76,6 +80,7 @@ def convert(
         settings: the `.yml` file of the model's dataset; without it, the published 256 px models'.
         dtype: of the stored weights; float16 halves the folder.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists, expected the name of a new folder")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -83,7 +88,7 @@ def convert(
         if guided_diffusion.is_classifier(TorchFile(checkpoint)):
             save_unet2d_classifier(guided_diffusion.load_classifier(checkpoint), unfinished, dtype=dtype)
         else:
-            values = {} if settings is None else guided_diffusion.read_settings(settings)
+            values = {} if settings is None else guided_diffusion.read_settings(Path(settings))
             save_pretrained(unfinished, *guided_diffusion.load_unet(checkpoint, values), dtype)
         unfinished.rename(folder)
     finally:

@@ -1,8 +1,11 @@
 """Tiny things that many tests share, made once."""
 
 import os
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,22 @@ SIDE = 8
 def pytest_configure() -> None:
     # A folder that is missing here must not become a request over the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def set_hub_constants(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that changes settings of huggingface_hub, of which old versions hold copies."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import snapshot_download  # noqa: F401
+
+    def set_constants(**values: Any) -> None:
+        modules = [m for name, m in sys.modules.items() if name.split(".")[0] == "huggingface_hub"]
+        for name, value in values.items():
+            for module in modules:
+                if name in vars(module):
+                    monkeypatch.setattr(module, name, value)
+
+    return set_constants
 
 
 @pytest.fixture
@@ -108,3 +127,9 @@ def model_folder(unet: UNet2D, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def pipe(model_folder: Path) -> rp.RePaintPipeline:
     return rp.RePaintPipeline.from_pretrained(model_folder)
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny pipeline, to be damaged."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))

@@ -106,6 +106,11 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--model", "empty"], "empty"),
         (["--model", "image.png"], "image.png is "),
         (["--model", "missing/folder"], "missing/folder"),
+        (["--model", "missing.pt"], "missing.pt is not a file"),
+        (["--classifier", "missing/folder"], "missing/folder is n"),
+        (["--classifier", "missing.pt"], "missing.pt is not a file"),
+        (["--class-label", "1"], "class_labels is [1], but the model is not class-conditional"),
+        (["--guidance-scale", "2"], "guidance_scale is 2.0, but there is nothing to guide"),
     ],
 )
 def test_inpaint_refuses_in_one_sentence_and_writes_nothing(
@@ -189,7 +194,11 @@ def test_disk_that_is_full_leaves_no_unfinished_file(model_folder, folder, capsy
     ("name", "damage", "expected"),
     [
         ("unet/config.json", b"{", "config.json is not a JSON file"),
-        ("unet/config.json", b'{"act_fn": "gelu"}', "act_fn is 'gelu', expected 'silu'"),
+        (
+            "unet/config.json",
+            b'{"act_fn": "gelu"}',
+            "config.json: act_fn is 'gelu', expected one of silu, swish",
+        ),
         ("unet/diffusion_pytorch_model.safetensors", b"\0", "is not a whole safetensors file"),
         ("scheduler/scheduler_config.json", b"[]", "expected a JSON object"),
         (
@@ -197,8 +206,9 @@ def test_disk_that_is_full_leaves_no_unfinished_file(model_folder, folder, capsy
             b'{"beta_start": 2.0}',
             "beta_start is 2.0, expected a variance",
         ),
-        ("model_index.json", None, "config.json does not exist"),
-        ("scheduler/scheduler_config.json", None, "scheduler_config.json does not exist"),
+        ("model_index.json", b'{"vqvae": ["diffusers", "VQModel"]}', "with vqvae; only pipelines of an"),
+        ("unet/config.json", None, "has neither unet/config.json nor config.json"),
+        ("scheduler/scheduler_config.json", None, "has neither scheduler/scheduler_config.json nor"),
     ],
 )
 def test_damaged_model_is_refused(model_folder, folder, capsys, name: str, damage, expected: str) -> None:
@@ -228,18 +238,56 @@ def test_train_refuses_data_that_is_none_in_one_sentence(folder, capsys, data, e
     assert not (folder / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["missing.pt", "-o", "new"], "missing.pt is not a file"),
+        (["empty", "-o", "new"], "empty is not a file"),
+        (["text.png", "-o", "empty"], "empty exists, expected the name of a new folder"),
+        (["text.png", "-o", "image.png"], "image.png exists, expected the name of a new folder"),
+        (["text.png", "-o", "new"], "text.png is "),  # no weights, or not to be read without torch
+        (["text.png", "-o", "new", "--config", "missing.yml"], "text.png is "),
+    ],
+)
+def test_convert_refuses_in_one_sentence_and_writes_nothing(
+    folder, capsys, monkeypatch, words, expected
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["convert", *words]) == 2
+    assert only_line(capsys).startswith(f"repaint-jax convert: {expected}")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_convert_passes_its_options_on(folder, capsys, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "repaint_jax.pretrained.convert", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
+    words = ["convert", "a.pt", "-o", "b", "--config", "c.yml", "--dtype", "float16"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == "wrote b\n"
+    assert calls == [((Path("a.pt"), Path("b")), {"settings": Path("c.yml"), "dtype": "float16"})]
+
+
+def test_inpaint_in_half_precision_keeps_the_known_pixels(model_folder, folder) -> None:
+    assert inpaint(model_folder, folder, "--dtype", "bfloat16") == 0
+    known = pixels(folder / "mask.png") == 255
+    np.testing.assert_array_equal(pixels(folder / "out.png")[known], pixels(folder / "image.png")[known])
+
+
 def test_command_is_installed_and_says_what_it_can(model_folder) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "repaint_jax.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "repaint_jax", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "inpaint", "train"):
+    for command in ("demo", "inpaint", "convert", "train"):
         assert command in result.stdout
 
 
 def test_refusal_in_a_process_of_its_own_is_one_line_and_status_2(folder) -> None:
     words = ["inpaint", "missing.png", "mask.png", "-o", "out.png"]
     result = subprocess.run(
-        [sys.executable, "-m", "repaint_jax.cli", *words],
+        [sys.executable, "-m", "repaint_jax", *words],
         capture_output=True,
         text=True,
         cwd=folder,

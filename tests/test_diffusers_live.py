@@ -169,18 +169,35 @@ UNETS: dict[str, dict[str, Any]] = {
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
     },
+    **{name: SMALL | options for name, options in reference.UNET_OPTIONS.items()},
+    "resnets_on_three_levels": SMALL
+    | {
+        "block_out_channels": (16, 24, 32),
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "layers_per_block": 2,
+        "downsample_type": "resnet",
+        "mid_block_scale_factor": 2**0.5,
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 4,
+        "num_class_embeds": 7,
+    },
 }
 
 
 def compare_unets(module: Any, unet: Any, sample: np.ndarray) -> None:
+    labels = reference.example_class_labels(unet)
     outputs = []
-    for timestep in (0, 17, 500, 999):
-        outputs.append(reference.reference_unet(unet, sample, timestep))
-        output = replay.unet(module, sample, timestep)
+    for timestep in reference.example_timesteps(unet.config):
+        outputs.append(reference.reference_unet(unet, sample, timestep, labels))
+        output = replay.unet(module, sample, timestep, labels)
         assert replay.relative_difference(output, outputs[-1]) < 2e-5
     # Were the model deaf to the timestep, its embedding would have gone unchecked.
     for one, other in itertools.pairwise(outputs):
         assert replay.relative_difference(one, other) > 1e-2
+    if labels is not None:
+        other = reference.reference_unet(unet, sample, timestep, labels[::-1].copy())
+        assert replay.relative_difference(outputs[-1], other) > 1e-2
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -205,17 +222,16 @@ def test_inpaint_with_a_unet_ends_where_the_diffusers_pipeline_does(tmp_path: Pa
     mask = (rng.random((1, 32, 32, 1)) < 0.5).astype(np.float32)
     initial_sample = rng.standard_normal((1, 32, 32, 3)).astype(np.float32)
 
-    def channels_first(array: np.ndarray) -> Any:
-        return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
-
     pipe = diffusers.RePaintPipeline(unet=unet, scheduler=diffusers.RePaintScheduler())
     pipe.set_progress_bar_config(disable=True)
     zeros = np.zeros((1, 3, 32, 32), np.float32)
-    start = mock.patch.object(pipeline_repaint, "randn_tensor", return_value=channels_first(initial_sample))
+    start = mock.patch.object(
+        pipeline_repaint, "randn_tensor", return_value=reference.channels_first(initial_sample)
+    )
     with start, reference.noise_from(itertools.repeat(zeros)):
         expected = pipe(
-            channels_first(original_image),
-            channels_first(mask),
+            reference.channels_first(original_image),
+            reference.channels_first(mask),
             num_inference_steps=20,
             jump_length=5,
             jump_n_sample=3,

@@ -1,20 +1,23 @@
-"""Parity with diffusers' RePaintScheduler and UNet2DModel, replayed from recorded files.
+"""Parity with diffusers and with guided-diffusion's networks, replayed from recorded files.
 
-golden/record_diffusers.py made the files and says how; no torch is needed here. `.diffusers()` is
-the configuration that claims to be diffusers' scheduler. Where the default configuration claims the
-same numbers, it is held to them too.
+golden/record_diffusers.py and golden/record_guided_diffusion.py made the files and say how; no torch is
+needed here. `.diffusers()` is the configuration that claims to be diffusers' scheduler. Where the default
+configuration claims the same numbers, it is held to them too.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import replay
+from golden import replay, weights
 from safetensors.numpy import load_file, save_file
 
 import repaint_jax as rp
-from repaint_jax.models import load_unet2d
+from repaint_jax.models import UNet2D, load_unet2d
 
 # Some of the recorded settings start from pure noise in the middle of the chain, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:num_inference_steps=.* starts from pure noise")
@@ -120,3 +123,49 @@ def test_unet_reads_the_attention_names_of_old_checkpoints(tmp_path: Path) -> No
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     check_unet_outputs(tmp_path)
+
+
+def recorded_networks(name: str) -> list[Any]:
+    """One parameter for each network in the file: its case, and the arrays that are its own."""
+    cases, arrays = replay.load(name)
+    del arrays["recorded_with"]
+    sample = arrays.pop("sample")
+    return [
+        pytest.param(case, {"sample": sample, **replay.row(arrays, tuple(arrays), i)}, id=case["name"])
+        for i, case in enumerate(cases)
+    ]
+
+
+def check_network_outputs(output: np.ndarray, expected: np.ndarray) -> None:
+    assert replay.relative_difference(output, expected) < 2e-5
+    # The same pictures at other timesteps: were they not to matter, their embedding would go unchecked.
+    early, late = np.split(expected, 2)
+    assert replay.relative_difference(early, late) > 1e-2
+
+
+def check_unet(module: UNet2D, case: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    # Not under jit: these networks share their layers' shapes, so that one by one there is less to compile.
+    output = module(jnp.asarray(arrays["sample"]), *replay.example_arrays(case))
+    check_network_outputs(np.asarray(output), arrays["model_output"])
+
+
+@pytest.mark.parametrize(("case", "arrays"), recorded_networks("unets.npz"))
+def test_unet_with_each_option_gives_the_outputs_of_diffusers(case, arrays, tmp_path: Path) -> None:
+    save_file(weights.drawn(case["shapes"]), tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    check_unet(load_unet2d(tmp_path), case, arrays)
+
+
+@pytest.mark.parametrize(("case", "arrays"), recorded_networks("guided_diffusion_unets.npz"))
+def test_unet_of_guided_diffusion_gives_its_outputs(case, arrays) -> None:
+    module = replay.guided_diffusion_module(weights.drawn(case["shapes"]), case["settings"])
+    check_unet(module, case, arrays)
+
+
+@pytest.mark.parametrize(("case", "arrays"), recorded_networks("guided_diffusion_classifiers.npz"))
+def test_classifier_of_guided_diffusion_gives_its_logits_and_their_gradient(case, arrays) -> None:
+    module = replay.guided_diffusion_module(weights.drawn(case["shapes"]), {})
+    timesteps, labels = replay.example_arrays(case)
+    logits, gradient = replay.classifier(module, arrays["sample"], timesteps, labels)
+    check_network_outputs(logits, arrays["logits"])
+    check_network_outputs(gradient, arrays["gradient"])

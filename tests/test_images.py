@@ -13,7 +13,7 @@ from repaint_jax.images import (
     image_to_array,
     mask_to_array,
     open_image,
-    resize,
+    resize_together,
 )
 
 GREY, COLOUR = (2, 3, 1), (2, 3, 3)
@@ -128,6 +128,7 @@ def test_masks_are_rounded_in_the_middle_of_their_range():
         (Image.new("L", (2, 3)), "mask has shape (3, 2, 1), expected (2, 3, 1)"),
         (np.zeros(COLOUR, np.uint8), "mask has shape (2, 3, 3), expected (2, 3, 1)"),
         (shaped([1], np.int64), "mask has dtype int64, expected bool, uint8 or a floating dtype"),
+        (shaped([1], np.uint8), "mask has dtype uint8 and no value above 1, expected 0 and 255"),
         (shaped([1.5]), "mask has values that are not in [0, 1]"),
         (shaped([-1]), "mask has values that are not in [0, 1]"),
         (shaped([np.nan]), "mask has values that are not in [0, 1]"),
@@ -149,8 +150,35 @@ def test_pictures_out_are_clipped_and_have_the_channels_of_the_array():
     assert array_to_pil(np.zeros(COLOUR)).mode == "RGB"
 
 
-def test_resize_gives_the_height_and_width_of_the_model():
-    assert resize(Image.new("RGB", (40, 30)), GREY).size == (3, 2)
+def test_images_and_masks_are_resized_to_the_height_and_width_of_the_model():
+    images, masks = [Image.new("P", (40, 30))] * 2, [Image.new("1", (40, 30))]
+    for shape, mode in ((GREY, "L"), (COLOUR, "RGB")):
+        resized_images, resized_masks = resize_together(images, masks, shape)
+        assert [(one.size, one.mode) for one in resized_images] == [((3, 2), mode)] * 2
+        assert [(one.size, one.mode) for one in resized_masks] == [((3, 2), "L")]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (BYTES, Image.new("L", (3, 2)), "image is a ndarray, expected a PIL image to be resized"),
+        (Image.new("L", (3, 2)), BYTES, "mask is a ndarray, expected a PIL image to be resized"),
+        (
+            Image.new("L", (4, 4)),
+            Image.new("L", (4, 5)),
+            "mask is of size (4, 5), expected (4, 4) as its image",
+        ),
+        (Image.new("F", (4, 4)), Image.new("L", (4, 4)), "image has mode F, expected 8 bits per channel"),
+        (
+            Image.new("L", (4, 4)),
+            Image.new("I;16", (4, 4)),
+            "mask has mode I;16, expected 8 bits per channel",
+        ),
+    ],
+)
+def test_pictures_that_cannot_be_resized_together_are_refused(image, mask, message: str):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        resize_together([image], [mask], GREY)
 
 
 def test_written_picture_is_read_back(tmp_path: Path):

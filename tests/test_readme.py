@@ -15,13 +15,9 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(
 
 
 @pytest.fixture
-def celebahq_in_the_hub_s_cache(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def celebahq_in_the_hub_s_cache(model_folder: Path, tmp_path: Path, set_hub_constants) -> None:
     """A tiny model in the place and the layout (all files in one folder) of the one the README names."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    set_hub_constants(HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE=True)
     repository = tmp_path / "hub" / "models--google--ddpm-ema-celebahq-256"
     snapshot = repository / "snapshots" / ("0" * 40)
     for folder in (model_folder, model_folder / "unet", model_folder / "scheduler"):

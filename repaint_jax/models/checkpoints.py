@@ -15,7 +15,7 @@ from flax import nnx
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from repaint_jax.files import local_folder, read_json, write_json
+from repaint_jax.files import local_folder, read_config, read_json, write_json
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import SafetensorsFiles, TorchFile
 from repaint_jax.models.unet2d import Encoder2D, UNet2D
@@ -71,7 +71,7 @@ def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) 
 
 def load_unet2d_classifier(folder: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
     """Load a classifier that `save_unet2d_classifier` saved; see `load_unet2d`."""
-    return _load_folder(UNet2DClassifier, "UNet2DClassifier", local_folder(folder, []), dtype)
+    return _load_folder(UNet2DClassifier, "UNet2DClassifier", download_model(folder, ("",)), dtype)
 
 
 def save_unet2d_classifier(
@@ -92,7 +92,7 @@ def download_model(
     def patterns(*names: str) -> list[str]:
         return [f"{subfolder}/{name}" if subfolder else name for subfolder in subfolders for name in names]
 
-    shards = WEIGHTS_NAME.replace(".", "-*-of-*.")
+    shards = WEIGHTS_NAME.replace(".", "-?????-of-?????.")
     wanted = [*other_files, *patterns(CONFIG_NAME, WEIGHTS_NAME, SHARDED_WEIGHTS_NAME, shards)]
     folder = local_folder(path_or_repo, wanted, revision)
     safe = patterns(WEIGHTS_NAME, SHARDED_WEIGHTS_NAME)
@@ -118,7 +118,7 @@ def _load_folder(cls: type[Network], class_name: str, folder: Path, dtype: Any) 
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
         raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
-    config = UNet2DConfig.from_file(config_path)
+    config = read_config(config_path, UNet2DConfig.from_dict)
     weights, source = open_weights(folder)
     return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
 
@@ -126,8 +126,9 @@ def _load_folder(cls: type[Network], class_name: str, folder: Path, dtype: Any) 
 def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -> None:
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        value = np.asarray(variable[...]).astype(dtype)
-        tensors[_torch_name(path)] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
+        name = _torch_name(path)
+        value = _cast(np.asarray(variable[...]), dtype, f"{folder}: {name}")
+        tensors[name] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
     write_json(folder / CONFIG_NAME, {**module.config.to_dict(), "_class_name": class_name})
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
@@ -145,10 +146,11 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
         ValueError: naming the tensor that is missing, left over, of another shape or not finite.
     """
     dtype = jnp.float32 if dtype is None else dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
     module = nnx.eval_shape(make)
     stored_names = {_present_name(name): name for name in weights}
+    for name in weights:
+        if stored_names[_present_name(name)] != name:
+            raise ValueError(f"{source} has a tensor under two names: {name}, {_present_name(name)}")
     variables = {
         _torch_name(path): (path, v) for path, v in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
@@ -162,14 +164,22 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
             raise ValueError(f"{source}: {name} has shape {tensor.shape}, expected {expected}")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise ValueError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating dtype")
-        cast = tensor.astype(dtype)
-        if not np.isfinite(cast).all():
-            raise ValueError(f"{source}: {name} has values that are not finite in {jnp.dtype(dtype)}")
+        cast = _cast(tensor, dtype, f"{source}: {name}")
         variables[name] = (path, variable.replace(jnp.asarray(cast.transpose(np.argsort(axes)))))
     if stored_names:
         raise ValueError(f"{source} has a tensor that the model lacks: {min(stored_names)}")
     nnx.update(module, nnx.from_flat_state(variables.values()))
     return module
+
+
+def _cast(tensor: NDArray[Any], dtype: Any, name: str) -> NDArray[Any]:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{name} has values that are not finite in {jnp.dtype(dtype)}")
+    return cast
 
 
 def _torch_name(path: tuple[Any, ...]) -> str:

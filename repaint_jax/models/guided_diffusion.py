@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from flax import nnx
@@ -23,6 +23,8 @@ from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
+
+Setting = TypeVar("Setting", bool, int, str)
 
 HEAD_CHANNELS = 64  # of all published 256 px models and classifiers
 NUM_GROUPS = 32
@@ -61,18 +63,22 @@ def load_unet(
         dtype: of the parameters; float32 where it is None.
     """
     weights = TorchFile(path)
+    if is_classifier(weights):
+        raise ValueError(f"{path} is a classifier, expected a diffusion model")
     settings = settings or {}
     config = unet_config(weights, path, settings)
-    renamed = DiffusersNames(weights, config, bool(settings.get("use_new_attention_order")))
-    module = load_module(lambda: UNet2D(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
-    return module, scheduler_config(config, settings)
+    scheduler = scheduler_config(config, settings)
+    renamed = DiffusersNames(weights, path, config, _setting(settings, "use_new_attention_order", False))
+    return load_module(lambda: UNet2D(config, rngs=nnx.Rngs(0)), renamed, path, dtype), scheduler
 
 
 def load_classifier(path: Path, dtype: Any = None) -> UNet2DClassifier:
     """Load an official classifier of noisy pictures such as `256x256_classifier.pt`."""
     weights = TorchFile(path)
+    if not is_classifier(weights):
+        raise ValueError(f"{path} is no classifier with attention pooling, expected one")
     config = unet_config(weights, path, {})
-    renamed = DiffusersNames(weights, config, new_attention_order=False)
+    renamed = DiffusersNames(weights, path, config, new_attention_order=False)
     return load_module(lambda: UNet2DClassifier(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
 
 
@@ -97,19 +103,21 @@ def read_settings(path: Path) -> dict[str, Any]:
 def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> UNet2DConfig:
     """Read the architecture off the weights, and the rest from the settings."""
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in weights:
-            raise ValueError(f"{source} lacks the tensor {name}, expected a guided-diffusion checkpoint")
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in weights or weights[name].ndim != rank:
+            raise ValueError(
+                f"{source} lacks the tensor {name} of {rank} axes, expected a guided-diffusion checkpoint"
+            )
         return weights[name].shape
 
     layers = _layers_per_block(weights, source)
     levels = len(_indices(weights, r"input_blocks\.(\d+)\..*")) // (layers + 1)
     first = [1 + level * (layers + 1) for level in range(levels)]
-    widths = tuple(shape(f"input_blocks.{block}.0.in_layers.2.weight")[0] for block in first)
+    widths = tuple(shape(f"input_blocks.{block}.0.in_layers.2.weight", 4)[0] for block in first)
     attended = [f"input_blocks.{block}.1.qkv.weight" in weights for block in first]
     resnet_resampling = f"input_blocks.{layers + 1}.0.in_layers.2.weight" in weights
-    scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
-    time_embed_dim, time_features = shape("time_embed.0.weight")
+    scale_shift = shape("input_blocks.1.0.emb_layers.1.weight", 2)[0] == 2 * widths[0]
+    time_embed_dim, time_features = shape("time_embed.0.weight", 2)
     if time_features != widths[0]:
         raise ValueError(
             f"{source} has {widths[0]} channels and {time_features} sinusoids, expected as many"
@@ -119,11 +127,23 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
         if resnet_resampling
         else ("DownBlock2D", "UpBlock2D")
     )
-    classifier = is_classifier(weights)
-    config = UNet2DConfig(
+    output = ("out.2.c_proj.weight", 3) if is_classifier(weights) else ("out.2.weight", 4)
+    in_channels, out_channels = shape("input_blocks.0.0.weight", 4)[1], shape(*output)[0]
+    in_weights = {
+        "num_channels": widths[0],
+        "num_res_blocks": layers,
+        "class_cond": "label_emb.weight" in weights,
+        "learn_sigma": out_channels == 2 * in_channels,
+        "use_scale_shift_norm": scale_shift,
+        "resblock_updown": resnet_resampling,
+    }
+    for name, value in in_weights.items():
+        if name in settings and settings[name] != value:
+            raise ValueError(f"{name} is {settings[name]!r} in the settings, but {value!r} in {source}")
+    return UNet2DConfig(
         sample_size=_sample_size(weights, widths, settings, source),
-        in_channels=shape("input_blocks.0.0.weight")[1],
-        out_channels=shape("out.2.c_proj.weight" if classifier else "out.2.weight")[0],
+        in_channels=in_channels,
+        out_channels=out_channels,
         time_embedding_dim=time_embed_dim,
         down_block_types=tuple("AttnDownBlock2D" if attention else down for attention in attended),
         up_block_types=tuple("AttnUpBlock2D" if attention else up for attention in attended[::-1]),
@@ -135,10 +155,8 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
         norm_num_groups=NUM_GROUPS,
         attn_norm_num_groups=NUM_GROUPS,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
-        num_class_embeds=shape("label_emb.weight")[0] if "label_emb.weight" in weights else None,
+        num_class_embeds=shape("label_emb.weight", 2)[0] if "label_emb.weight" in weights else None,
     )
-    _check_settings(settings, config, source)
-    return config
 
 
 def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePaintSchedulerConfig:
@@ -147,20 +165,20 @@ def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePai
     But for one thing: known pixels are put in after each step, so that they come back exactly. Under masks
     of zeros and ones the official order differs from that in the last step alone.
     """
-    if settings.get("rescale_timesteps"):
+    if _setting(settings, "rescale_timesteps", False):
         raise ValueError("rescale_timesteps is true in the settings, only false is supported")
     schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-    name = settings.get("noise_schedule", "linear")
+    name = _setting(settings, "noise_schedule", "linear")
     if name not in schedules:
         raise ValueError(f"noise_schedule is {name!r} in the settings, expected linear or cosine")
-    steps = settings.get("diffusion_steps", 1000)
+    steps = _setting(settings, "diffusion_steps", 1000)
     learned = config.out_channels == 2 * config.in_channels
     return RePaintSchedulerConfig.paper(
         num_train_timesteps=steps,
         beta_start=0.1 / steps,
         beta_end=20 / steps,
         beta_schedule=schedules[name],
-        prediction_type="sample" if settings.get("predict_xstart") else "epsilon",
+        prediction_type="sample" if _setting(settings, "predict_xstart", False) else "epsilon",
         variance_type="learned_range" if learned else "fixed_large",
         known_region="after_step",
     )
@@ -169,12 +187,13 @@ def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePai
 class DiffusersNames(Mapping[str, NDArray[Any]]):
     """A guided-diffusion checkpoint as a mapping with the names and shapes of a diffusers one."""
 
-    def __init__(self, weights: Weights, config: UNet2DConfig, new_attention_order: bool):
-        self.weights, self.new_attention_order = weights, new_attention_order
-        self.head_channels = config.attention_head_dim
+    def __init__(self, weights: Weights, source: Path, config: UNet2DConfig, new_attention_order: bool):
+        self.weights, self.source, self.new_attention_order = weights, source, new_attention_order
+        self.head_channels = config.attention_head_dim or 1
+        classifier = is_classifier(weights)
         self.stored: dict[str, tuple[str, int | None]] = {}  # name there, and which of q, k, v
         for name in weights:
-            renamed = _diffusers_name(name, config.layers_per_block, is_classifier(weights))
+            renamed = _diffusers_name(name, config.layers_per_block, classifier)
             if ".qkv." in renamed:
                 for part, letter in enumerate("qkv"):
                     self.stored[renamed.replace(".qkv.", f".to_{letter}.")] = (name, part)
@@ -188,9 +207,14 @@ class DiffusersNames(Mapping[str, NDArray[Any]]):
             tensor = tensor[..., 0]
         if part is None:
             return tensor
+        if tensor.ndim == 0 or len(tensor) % (3 * self.head_channels):
+            raise ValueError(
+                f"{self.source}: {stored} has shape {tensor.shape}, expected queries, keys and values "
+                f"for heads of {self.head_channels} channels"
+            )
         if self.new_attention_order or stored.startswith("out.2."):
             return tensor.reshape(3, -1, *tensor.shape[1:])[part]
-        by_head = tensor.reshape(-1, 3, self.head_channels or len(tensor) // 3, *tensor.shape[1:])
+        by_head = tensor.reshape(-1, 3, self.head_channels, *tensor.shape[1:])
         return by_head[:, part].reshape(-1, *tensor.shape[1:])
 
     def __iter__(self) -> Iterator[str]:
@@ -253,21 +277,20 @@ def _sample_size(
     if is_classifier(weights):
         pixels = weights["out.2.positional_embedding"].shape[1] - 1
         return math.isqrt(pixels) * 2 ** (len(widths) - 1)
-    multiples = tuple(width // widths[0] for width in widths)
-    size = settings.get("image_size", _SIZES.get(multiples))
-    if size is None:
+    size = _setting(settings, "image_size", _SIZES.get(tuple(width // widths[0] for width in widths), -1))
+    if size == -1:
         raise ValueError(f"{source} does not tell the pictures' size, expected image_size in a .yml file")
-    return int(size)
+    return size
 
 
 def _head_channels(widths: tuple[int, ...], attended: list[bool], settings: Mapping[str, Any]) -> int:
-    head_channels = settings.get("num_head_channels", HEAD_CHANNELS)
+    head_channels = _setting(settings, "num_head_channels", HEAD_CHANNELS)
     if head_channels != -1:
-        return int(head_channels)
-    heads = settings.get("num_heads", 4)
+        return head_channels
+    heads = _setting(settings, "num_heads", 4)
     attended_widths = {width for width, attention in zip(widths, attended, strict=True) if attention}
     attended_widths.add(widths[-1])
-    if len(attended_widths) > 1 or settings.get("num_heads_upsample", -1) != -1:
+    if len(attended_widths) > 1 or _setting(settings, "num_heads_upsample", -1) != -1:
         raise ValueError(
             f"num_heads is {heads} in the settings for attention over {sorted(attended_widths)} channels; "
             "only heads of the same number of channels everywhere (num_head_channels) are supported"
@@ -275,15 +298,9 @@ def _head_channels(widths: tuple[int, ...], attended: list[bool], settings: Mapp
     return attended_widths.pop() // heads
 
 
-def _check_settings(settings: Mapping[str, Any], config: UNet2DConfig, source: Path) -> None:
-    in_weights = {
-        "num_channels": config.block_out_channels[0],
-        "num_res_blocks": config.layers_per_block,
-        "class_cond": config.num_class_embeds is not None,
-        "learn_sigma": config.out_channels == 2 * config.in_channels,
-        "use_scale_shift_norm": config.resnet_time_scale_shift == "scale_shift",
-        "resblock_updown": config.downsample_type == "resnet",
-    }
-    for name, value in in_weights.items():
-        if name in settings and settings[name] != value:
-            raise ValueError(f"{name} is {settings[name]!r} in the settings, but {value!r} in {source}")
+def _setting(settings: Mapping[str, Any], name: str, default: Setting) -> Setting:
+    value = settings.get(name, default)
+    if type(value) is not type(default) or (type(value) is int and value < 1 and value != -1):
+        expected = {bool: "true or false", int: "a positive integer", str: "a word"}[type(default)]
+        raise ValueError(f"{name} is {value!r} in the settings, expected {expected}")
+    return value

@@ -1,6 +1,5 @@
 """Files of named tensors, read one at a time: safetensors, whole or in shards, and torch's pickles."""
 
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
             weight_map = read_json(path).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{path} has no weight_map, expected the index of a sharded model")
-            self.files = {name: path.parent / Path(file).name for name, file in weight_map.items()}
+            self.files = {name: path.parent / Path(str(file)).name for name, file in weight_map.items()}
             for file in sorted(set(self.files.values())):
                 if not file.is_file():
                     raise FileNotFoundError(f"{file} does not exist, but {path} lists it")
@@ -39,8 +38,11 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
         try:
             with safe_open(path, framework="numpy") as file:
                 return np.asarray(file.get_tensor(name))
-        except SafetensorError as error:
+        except (SafetensorError, AttributeError) as error:  # the latter: NumPy lacks the file's dtype
             raise ValueError(f"{path} has no readable tensor {name}: {error}") from None
+
+    def __contains__(self, name: object) -> bool:  # the inherited one would read the tensor
+        return name in self.files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -66,6 +68,8 @@ class TorchFile(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file")
         try:
             import torch
         except ImportError:
@@ -77,10 +81,11 @@ class TorchFile(Mapping[str, NDArray[Any]]):
             with path.open("rb") as file:
                 mmap = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is not a file of weights that torch reads safely: {reason}") from None
-        if not isinstance(tensors, dict) or not tensors:
+        except Exception as error:  # of any kind; torch's words for it advise to run the file's code
+            raise ValueError(
+                f"{path} is damaged, or holds something else than weights ({type(error).__name__})"
+            ) from None
+        if not isinstance(tensors, dict):
             raise ValueError(f"{path} holds a {type(tensors).__name__}, expected a dict of named tensors")
         for name, tensor in tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -93,7 +98,13 @@ class TorchFile(Mapping[str, NDArray[Any]]):
         tensor = self.tensors[name]
         if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 2:
             tensor = tensor.float()  # NumPy knows no bfloat16
-        return np.asarray(tensor.detach().numpy())
+        try:
+            return np.asarray(tensor.detach().numpy())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{self.path} has no readable tensor {name}: {error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -1,6 +1,7 @@
 """The architecture of a `UNet2D`, and its file: diffusers' `unet/config.json`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -122,6 +123,18 @@ class UNet2DConfig:
         ):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1)
+        for name in ("freq_shift", "downsample_padding"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("center_input_sample", "flip_sin_to_cos", "add_attention"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected true or false")
+        for name in ("mid_block_scale_factor", "norm_eps", "dropout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}, expected a number that is not negative")
+        for name in ("down_block_types", "up_block_types", "block_out_channels"):
+            if not isinstance(getattr(self, name), tuple):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected a list")
         if self.sample_size is not None:
             if len(self.height_and_width) != 2:
                 raise ValueError(f"sample_size is {self.sample_size}, expected a side or height and width")

@@ -3,22 +3,25 @@
 Run once, in an environment with torch and diffusers (the library itself needs neither):
 
     pip install torch==2.13.0 diffusers==0.42.1 safetensors
-    python tests/golden/record_diffusers.py
+    cd tests
+    python -m golden.record_diffusers [timesteps] [steps] [unets] ...
 
-It rewrites the files beside it, byte for byte where the versions are the same. Those in the
-repository were recorded with diffusers 0.42.1 and torch 2.13.0 (CPU, one thread); each file also
-says so itself, under `recorded_with`. diffusers is only called, never copied.
+It rewrites the named files beside it, or all, byte for byte where the versions are the same (and the
+processor, for a network's outputs). Those in the repository were recorded with diffusers 0.42.1 and
+torch 2.13.0 (CPU, one thread); each file also says so itself, under `recorded_with`. diffusers is only
+called, never copied.
 
 Randomness is taken out of diffusers by replacing its `randn_tensor`, so that a step is a function
 of the noise it is given. tests/test_diffusers_live.py runs the same functions on other settings.
 """
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import product, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import diffusers
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from diffusers import RePaintScheduler, UNet2DModel
 from diffusers.schedulers import scheduling_repaint
+from golden import weights
 
 HERE = Path(__file__).parent
 RECORDED_WITH = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
@@ -33,6 +37,7 @@ STEP_SHAPE = (2, 3, 3)  # [H, W, C]
 CHAIN_SHAPE = (4, 5, 3)
 
 Config = dict[str, Any]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 # (num_train_timesteps, num_inference_steps, jump_length, jump_n_sample)
 SCHEDULES = [
@@ -81,6 +86,42 @@ NOISE_CONFIGS: list[Config] = [
     {"beta_schedule": "sigmoid", "num_train_timesteps": 7},
     {"num_train_timesteps": 20, "trained_betas": TRAINED_BETAS},
 ]
+
+
+RESNETS = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
+CONVOLUTIONS = {
+    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+}
+CONVOLUTIONS_FIRST = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+ATTENTION = {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2}
+RESAMPLE_BY_RESNETS = {"downsample_type": "resnet", "upsample_type": "resnet"}
+# Every option that the recorded folder `unet2d` leaves at its default, by itself and with its likes.
+UNET_OPTIONS: dict[str, Config] = {
+    "defaults": CONVOLUTIONS,
+    "resnet_blocks": RESNETS,
+    "attention_between_resnets": ATTENTION | RESAMPLE_BY_RESNETS,
+    "convolutions_whatever_the_type": CONVOLUTIONS_FIRST | RESAMPLE_BY_RESNETS,
+    "scale_shift": CONVOLUTIONS | {"resnet_time_scale_shift": "scale_shift"},
+    "scale_shift_and_attention_norm": RESNETS
+    | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
+    "attention_norm": CONVOLUTIONS | {"attn_norm_num_groups": 2},
+    "fourier_time": CONVOLUTIONS | {"time_embedding_type": "fourier"},
+    "learned_time": CONVOLUTIONS | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "time_embedding_dim": CONVOLUTIONS | {"time_embedding_dim": 20},
+    "no_middle": CONVOLUTIONS | {"mid_block_type": None},
+    "classes": CONVOLUTIONS | {"num_class_embeds": 5},
+    "classes_as_timesteps": CONVOLUTIONS | {"class_embed_type": "timestep"},
+    "classes_as_fourier_timesteps": CONVOLUTIONS
+    | {"class_embed_type": "timestep", "time_embedding_type": "fourier"},
+    "classes_as_vectors": CONVOLUTIONS | {"class_embed_type": "identity"},
+}
 
 
 def make_scheduler(config: Config) -> RePaintScheduler:
@@ -155,8 +196,9 @@ def reference_chain(
     jump_length: int,
     jump_n_sample: int,
     inputs: dict[str, np.ndarray],
+    model: Callable[[np.ndarray, int], np.ndarray] = toy_model,
 ) -> np.ndarray:
-    """Run the loop of diffusers' RePaintPipeline on the toy model, every draw replaced by zeros."""
+    """Run the loop of diffusers' RePaintPipeline on the model, every draw replaced by zeros."""
     scheduler = make_scheduler(config)
     scheduler.set_timesteps(num_inference_steps, jump_length, jump_n_sample)
     sample, original_image, mask = (
@@ -167,7 +209,7 @@ def reference_chain(
         t_last = scheduler.timesteps[0] + 1
         for t in scheduler.timesteps:
             if t < t_last:
-                model_output = torch.from_numpy(toy_model(sample.numpy(), int(t)))
+                model_output = torch.from_numpy(model(sample.numpy(), int(t)))
                 sample = scheduler.step(model_output, t, sample, original_image, mask).prev_sample
             else:
                 sample = scheduler.undo_step(sample, t_last)
@@ -193,11 +235,13 @@ def random_step_inputs(
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
-def random_chain_inputs(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_chain_inputs(
+    rng: np.random.Generator, shape: tuple[int, int, int] = CHAIN_SHAPE
+) -> dict[str, np.ndarray]:
     arrays = {
-        "sample": rng.standard_normal(CHAIN_SHAPE),
-        "original_image": rng.uniform(-1, 1, CHAIN_SHAPE),
-        "mask": (rng.random((*CHAIN_SHAPE[:2], 1)) < 0.4),
+        "sample": rng.standard_normal(shape),
+        "original_image": rng.uniform(-1, 1, shape),
+        "mask": (rng.random((*shape[:2], 1)) < 0.4),
     }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
@@ -205,25 +249,64 @@ def random_chain_inputs(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def random_unet(seed: int, **config: Any) -> UNet2DModel:
     """A UNet2DModel in which no weight is left at a zero or a one that could hide a mistake."""
     torch.manual_seed(seed)
-    unet = UNet2DModel(**config).eval()
+    return perturbed(UNet2DModel(**config))
+
+
+def perturbed(module: Module, scale: float = 0.05) -> Module:
     with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return unet
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module.eval()
 
 
-def reference_unet(unet: UNet2DModel, sample: np.ndarray, timestep: int) -> np.ndarray:
+def fill(module: torch.nn.Module) -> dict[str, list[int]]:
+    """Give the module the weights that `weights.drawn` draws; return the shapes, under its names."""
+    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    tensors = {name: torch.from_numpy(array) for name, array in weights.drawn(shapes).items()}
+    module.load_state_dict(tensors)
+    module.eval()
+    return shapes
+
+
+def reference_unet(
+    unet: UNet2DModel,
+    sample: np.ndarray,
+    timestep: int | np.ndarray,
+    class_labels: np.ndarray | None = None,
+) -> np.ndarray:
     """Run the model on a channels-last batch."""
+    labels = () if class_labels is None else (torch.from_numpy(class_labels),)
     with torch.no_grad():
-        output = unet(torch.from_numpy(sample).permute(0, 3, 1, 2).contiguous(), timestep).sample
+        output = unet(channels_first(sample), torch.as_tensor(timestep), *labels).sample
     return output.permute(0, 2, 3, 1).numpy()
 
 
-def save(name: str, cases: list[dict[str, Any]], **arrays: np.ndarray) -> None:
+def channels_first(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+
+
+def example_timesteps(config: Config) -> list[int]:
+    """Four timesteps; the logarithm in Fourier features has none at 0."""
+    return [int(config["time_embedding_type"] == "fourier"), 17, 500, 999]
+
+
+def example_class_labels(unet: UNet2DModel) -> np.ndarray | None:
+    """Labels for a batch of two, where the model takes any."""
+    if unet.class_embedding is None:
+        return None
+    if unet.config.class_embed_type == "identity":
+        features = unet.time_embedding.linear_2.out_features
+        return np.random.default_rng(4).standard_normal((2, features)).astype(np.float32)
+    return np.array([1, 3])
+
+
+def save(
+    name: str, cases: list[dict[str, Any]], *, recorded_with: str = RECORDED_WITH, **arrays: np.ndarray
+) -> None:
     """Write the arrays, with the settings that made row i of each of them in `cases[i]`."""
     np.savez_compressed(
         HERE / name,
-        recorded_with=np.array(RECORDED_WITH),
+        recorded_with=np.array(recorded_with),
         cases=np.array(json.dumps(cases)),
         **arrays,
     )
@@ -348,11 +431,44 @@ def record_unet() -> None:
     )
 
 
+def record_unets() -> None:
+    """Each model sees the same two pictures at its first two timesteps and again at its last two."""
+    sample = np.random.default_rng(3).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    sample = np.concatenate([sample, sample])
+    cases, outputs = [], []
+    for name, options in UNET_OPTIONS.items():
+        unet = UNet2DModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **options
+        )
+        shapes = fill(unet)
+        timesteps = example_timesteps(unet.config)
+        labels = example_class_labels(unet)
+        if labels is not None:
+            labels = np.concatenate([labels, labels])
+        cases.append(
+            {
+                "name": name,
+                "config": json.loads(unet.to_json_string()),
+                "shapes": shapes,
+                "timesteps": timesteps,
+                "class_labels": None if labels is None else labels.tolist(),
+            }
+        )
+        outputs.append(reference_unet(unet, sample, np.array(timesteps), labels))
+    save("unets.npz", cases, sample=sample, model_output=np.stack(outputs))
+
+
+RECORDERS = {
+    "timesteps": record_timesteps,
+    "noise_levels": record_noise_levels,
+    "steps": record_steps,
+    "undos": record_undos,
+    "chains": record_chains,
+    "unet2d": record_unet,
+    "unets": record_unets,
+}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    record_timesteps()
-    record_noise_levels()
-    record_steps()
-    record_undos()
-    record_chains()
-    record_unet()
+    for recorder in sys.argv[1:] or RECORDERS:
+        RECORDERS[recorder]()

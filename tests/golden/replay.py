@@ -1,10 +1,10 @@
-"""The library's side of the parity tests: what it computes from the inputs diffusers was given.
+"""The library's side of the parity tests: what it computes from the inputs the others were given.
 
-test_golden.py compares it with the recorded files, test_diffusers_live.py with diffusers itself.
+test_golden.py compares it with the recorded files, the tests named live with what they recorded.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import numpy as np
 from flax import nnx
 
 import repaint_jax as rp
+from repaint_jax.inpaint import ModelFn
+from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion
+from repaint_jax.models.checkpoints import load_module
 
 HERE = Path(__file__).parent
 KEY = jax.random.key(0)  # never used: every draw is replaced
@@ -121,14 +124,20 @@ def chain_by_hand(config: rp.RePaintSchedulerConfig, schedule: list[int], inputs
     return np.asarray(sample)
 
 
-def chain_by_inpaint(config: rp.RePaintSchedulerConfig, schedule: list[int], inputs: Arrays) -> np.ndarray:
+def chain_by_inpaint(
+    config: rp.RePaintSchedulerConfig,
+    schedule: list[int],
+    inputs: Arrays,
+    model_fn: ModelFn = toy_model_fn,
+    params: Any = None,
+) -> np.ndarray:
     state = rp.set_timesteps(rp.create_state(config), *schedule)
     with noise_from(0.0):
         return np.asarray(
             rp.inpaint(
                 state,
-                toy_model_fn,
-                toy_params(),
+                model_fn,
+                toy_params() if model_fn is toy_model_fn else params,
                 jnp.asarray(inputs["original_image"]),
                 jnp.asarray(inputs["mask"]),
                 KEY,
@@ -149,11 +158,55 @@ def assert_steps_agree(
         )
 
 
-def unet(module: nnx.Module, sample: np.ndarray, timestep: int) -> np.ndarray:
-    return np.asarray(_jitted_call(module, jnp.asarray(sample), timestep))
+def unet(
+    module: nnx.Module,
+    sample: np.ndarray,
+    timestep: int | np.ndarray,
+    class_labels: np.ndarray | None = None,
+) -> np.ndarray:
+    labels = () if class_labels is None else (jnp.asarray(class_labels),)
+    return np.asarray(_jitted_call(module, jnp.asarray(sample), timestep, *labels))
 
 
-_jitted_call = nnx.jit(lambda module, sample, timestep: module(sample, timestep))
+_jitted_call = nnx.jit(lambda module, sample, timestep, *labels: module(sample, timestep, *labels))
+
+
+def classifier(
+    module: nnx.Module, sample: np.ndarray, timestep: int | np.ndarray, class_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and the gradient of log p(label | sample) with respect to the sample."""
+    arrays = _jitted_classifier(module, jnp.asarray(sample), timestep, jnp.asarray(class_labels))
+    logits, gradient = map(np.asarray, arrays)
+    return logits, gradient
+
+
+@nnx.jit
+def _jitted_classifier(
+    module: nnx.Module, sample: jax.Array, timestep: jax.Array, class_labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def log_probability(sample: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = module(sample, timestep)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), class_labels[:, None], axis=-1)
+        return chosen.sum(), logits
+
+    gradient, logits = jax.grad(log_probability, has_aux=True)(sample)
+    return logits, gradient
+
+
+def example_arrays(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Timesteps and class labels of a recorded call."""
+    labels = case["class_labels"]
+    return np.array(case["timesteps"], np.int32), None if labels is None else np.array(labels)
+
+
+def guided_diffusion_module(state_dict: Mapping[str, np.ndarray], settings: Config) -> nnx.Module:
+    """Make a model or a classifier of a state dict, as `load_unet` and `load_classifier` do of a file."""
+    source = Path("state dict")
+    config = guided_diffusion.unet_config(state_dict, source, settings)
+    new_order = bool(settings.get("use_new_attention_order"))
+    renamed = guided_diffusion.DiffusersNames(state_dict, HERE, config, new_order)
+    network = UNet2DClassifier if guided_diffusion.is_classifier(state_dict) else UNet2D
+    return load_module(lambda: network(config, rngs=nnx.Rngs(0)), renamed, source, None)
 
 
 def relative_difference(value: np.ndarray, expected: np.ndarray) -> float:
