@@ -5,6 +5,7 @@ kernels are HWIO here and OIHW there, the matrices of linear layers are transpos
 diffusers 0.12 have other names for the four layers of an attention; they load too.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,6 +132,7 @@ def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -
         tensors[name] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
     write_json(folder / CONFIG_NAME, {**module.config.to_dict(), "_class_name": class_name})
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    shutil.copymode(folder / CONFIG_NAME, folder / WEIGHTS_NAME)  # safetensors makes it the user's alone
 
 
 def load_module(make: Callable[[], Network], weights: Weights, source: Path, dtype: Any) -> Network:
