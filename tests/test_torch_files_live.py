@@ -21,7 +21,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 
 from safetensors.numpy import load_file  # noqa: E402
-from test_checkpoints import ONE_LEVEL, TINY_SETTINGS, guided_diffusion_weights  # noqa: E402
+from test_guided_diffusion import ONE_LEVEL, TINY_SETTINGS, guided_diffusion_weights  # noqa: E402
 
 from repaint_jax import cli  # noqa: E402
 from repaint_jax.models import guided_diffusion, load_unet2d, save_unet2d  # noqa: E402
