@@ -327,7 +327,8 @@ def test_previews_of_chosen_calls_come_in_the_output_type(pipe, pixels, keep):
     assert in_jax.previews.shape == in_np.previews.shape == (2, 2, 8, 8, 1)
     np.testing.assert_allclose(in_np.previews, np.clip(in_jax.previews / 2 + 0.5, 0, 1), atol=1e-6)
     assert [[one.size for one in call] for call in in_pil.previews] == [[(8, 8)] * 2] * 2
-    np.testing.assert_array_equal(in_jax.images, run(pipe, pixels, keep, num_samples=2, output_type="jax"))
+    without = run(pipe, pixels, keep, num_samples=2, output_type="jax")
+    np.testing.assert_allclose(in_jax.images, without, atol=1e-5)
     assert pipe(pixels, keep, **SCHEDULE, key=KEY).previews is None
 
 
