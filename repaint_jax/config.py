@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repaint_jax import noise
 from repaint_jax.checks import check_int
-from repaint_jax.files import local_folder, read_json, write_json
+from repaint_jax.files import local_folder, read_config, write_json
 
 CONFIG_NAME = "scheduler_config.json"
 
@@ -180,7 +180,7 @@ class RePaintSchedulerConfig:
             revision: branch, tag or commit on the hub.
         """
         name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
-        return cls.from_dict(read_json(local_folder(path_or_repo, [name], revision) / name))
+        return read_config(local_folder(path_or_repo, [name], revision) / name, cls.from_dict)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` into a folder, which is created where it is missing."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from repaint_jax.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
 from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.files import read_config, read_json, write_json
+from repaint_jax.files import read_json, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.checkpoints import (
     download_model,
@@ -39,7 +39,7 @@ def load_pretrained(
     if (folder / INDEX_NAME).is_file():
         _check_pixel_model(folder / INDEX_NAME)
     scheduler_folder = _component(folder, "scheduler", SCHEDULER_CONFIG_NAME)
-    config = read_config(scheduler_folder / SCHEDULER_CONFIG_NAME, RePaintSchedulerConfig.from_dict)
+    config = RePaintSchedulerConfig.from_pretrained(scheduler_folder)
     return load_unet2d(_component(folder, "unet", "config.json"), dtype=dtype), config
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from repaint_jax.files import local_folder, read_config, read_json, write_json
+from repaint_jax.files import local_folder, read_json, write_json
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import SafetensorsFiles, TorchFile
 from repaint_jax.models.unet2d import Encoder2D, UNet2D
@@ -119,7 +119,7 @@ def _load_folder(cls: type[Network], class_name: str, folder: Path, dtype: Any) 
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
         raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
-    config = read_config(config_path, UNet2DConfig.from_dict)
+    config = UNet2DConfig.from_file(config_path)
     weights, source = open_weights(folder)
     return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
 

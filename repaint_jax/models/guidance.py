@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from repaint_jax import noise
 from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.inpaint import ModelFn
 
 ConditionalModelFn = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 CondFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -82,7 +83,7 @@ class ClassifierGuidance:
         config: of the scheduler, `state.config`: its noise levels and prediction type.
     """
 
-    model_fn: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    model_fn: ModelFn
     cond_fn: CondFn
     config: RePaintSchedulerConfig
 
@@ -112,7 +113,7 @@ class ClassifierGradient:
             as `nnx_model_fn` of a `UNet2DClassifier` returns.
     """
 
-    classifier_fn: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    classifier_fn: ModelFn
 
     def __call__(self, params: tuple[Any, Any], sample: jax.Array, timestep: jax.Array) -> jax.Array:
         classifier_params, class_labels = params

@@ -26,8 +26,8 @@ class Encoder2D(nnx.Module):
         c = self.config = config
         widths = c.block_out_channels
         self.conv_in = nnx.Conv(c.in_channels, widths[0], (3, 3), rngs=rngs)
-        features = widths[0] * (1 + (c.time_embedding_type == "fourier"))
         self.time_proj = _time_proj(c, rngs)
+        features = self.time_proj.features
         self.time_embedding = TimestepEmbedding(features, c.time_embed_dim, rngs=rngs)
         self.class_embedding = _class_embedding(c, features, rngs)
 
@@ -77,8 +77,8 @@ class Encoder2D(nnx.Module):
         """Check the input; give one image a batch axis and the whole batch its timesteps and labels."""
         channels = self.config.in_channels
         multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        size = sample.shape[-3:-1] if sample.ndim in (3, 4) and sample.shape[-1] == channels else (1,)
-        if any(side % multiple for side in size) or len(size) == 1:
+        is_picture = sample.ndim in (3, 4) and sample.shape[-1] == channels
+        if not is_picture or any(side % multiple for side in sample.shape[-3:-1]):
             raise ValueError(
                 f"sample has shape {sample.shape}, expected [B, H, W, {channels}] or "
                 f"[H, W, {channels}] with H and W multiples of {multiple}"
@@ -132,7 +132,7 @@ class UNet2D(Encoder2D):
         return (x if sample.ndim == 4 else x[0]).astype(sample.dtype)
 
 
-def _time_proj(c: UNet2DConfig, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
+def _time_proj(c: UNet2DConfig, rngs: nnx.Rngs) -> GaussianFourierProjection | nnx.Embed | Timesteps:
     if c.time_embedding_type == "fourier":
         return GaussianFourierProjection(c, rngs=rngs)
     if c.time_embedding_type == "learned" and c.num_train_timesteps is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from repaint_jax.checks import check_int
-from repaint_jax.files import read_json
+from repaint_jax.files import read_config
 
 DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
@@ -80,7 +80,7 @@ class UNet2DConfig:
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """Read a `config.json` file."""
-        return cls.from_dict(read_json(path))
+        return read_config(path, cls.from_dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Write diffusers' `unet/config.json`."""
