@@ -9,9 +9,11 @@ from repaint_jax.scheduler import (
     RePaintSchedulerOutput,
     RePaintSchedulerState,
     add_noise,
+    budget_step,
     create_state,
     scale_model_input,
     set_timesteps,
+    set_timesteps_for_budget,
     step,
     undo_step,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "RePaintSchedulerOutput",
     "RePaintSchedulerState",
     "add_noise",
+    "budget_step",
     "create_state",
     "inpaint",
     "linen_model_fn",
@@ -31,6 +34,7 @@ __all__ = [
     "nnx_model_fn",
     "scale_model_input",
     "set_timesteps",
+    "set_timesteps_for_budget",
     "step",
     "undo_step",
 ]

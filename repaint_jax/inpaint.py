@@ -15,6 +15,7 @@ from repaint_jax.checks import (
     working_dtype,
 )
 from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.correlated import CorrelatedCoefficients, correlated_transition
 from repaint_jax.keys import gaussian, is_key_vector
 from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, schedule_of
 from repaint_jax.transition import reverse_transition
@@ -71,7 +72,7 @@ def inpaint(
     the options static, under `jax.vmap` and under `jax.grad` as you like.
 
     Args:
-        state: from `set_timesteps`.
+        state: from `set_timesteps` or `set_timesteps_for_budget`.
         model_fn: `model_fn(params, sample, timestep) -> model_output`, pure; the sample has the image's
             shape and dtype, the timestep is an int32 scalar.
         params: the model's parameters, any pytree.
@@ -119,7 +120,7 @@ def inpaint(
         raise ValueError(f"preview_calls is {calls}, expected each call once")
     for call in calls or ():
         check_int("preview_calls", call, 0)
-        if call >= len(schedule.call_levels):
+        if call >= (state.num_model_calls or 0):
             raise ValueError(
                 f"preview_calls has {call}, expected calls below num_model_calls={state.num_model_calls}"
             )
@@ -141,7 +142,7 @@ def inpaint(
 @partial(jax.jit, static_argnames=("config", "model_fn", "preview_calls", "progress"))
 def _run_chain(
     config: RePaintSchedulerConfig,
-    schedule: ResamplingSchedule,
+    schedule: ResamplingSchedule | CorrelatedCoefficients,
     model_fn: ModelFn,
     params: Any,
     original_image: jax.Array,
@@ -153,44 +154,48 @@ def _run_chain(
 ) -> tuple[jax.Array, jax.Array]:
     # The chain is carried in float32 at least; the model sees the image's own dtype.
     image_dtype, dtype = original_image.dtype, working_dtype(original_image.dtype)
-    shape, num_calls = original_image.shape, len(schedule.call_levels)
+    shape = original_image.shape
 
     def fresh_noise(index: jax.Array | int) -> jax.Array:
         fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
         return gaussian(fold_in(key, index), shape, dtype)
 
+    if isinstance(schedule, CorrelatedCoefficients):
+        rows, jump_variances = schedule, None
+        previous_z = jnp.zeros(shape, dtype)
+    else:
+        rows = jax.tree.map(lambda field: field[schedule.call_levels], schedule.levels)
+        jump_variances, previous_z = schedule.jump_variances, None
+
+    num_calls = len(rows.timestep)
     # Where call i's preview goes; one past the end, which writes nothing, for calls without one.
     slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
     slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
         jnp.arange(len(preview_calls), dtype=jnp.int32)
     )
 
-    def model_call(
-        carry: tuple[jax.Array, jax.Array], call: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        sample, previews = carry
-        index, level, jump_variance, slot = call
-        row = jax.tree.map(lambda field: field[level], schedule.levels)
+    def model_call(carry: tuple[Any, ...], call: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
+        sample, previous_z, previews = carry
+        index, row, jump_variance, slot = call
         model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
-        sample, x0 = reverse_transition(
-            config,
-            row,
-            jump_variance,
-            model_output,
-            sample,
-            original_image,
-            mask,
-            fresh_noise(index + 1),
-        )
+        z = fresh_noise(index + 1)
+        if isinstance(row, CorrelatedCoefficients):
+            sample, x0 = correlated_transition(
+                config, row, model_output, sample, previous_z, original_image, mask, z
+            )
+            previous_z = z
+        else:
+            sample, x0 = reverse_transition(
+                config, row, jump_variance, model_output, sample, original_image, mask, z
+            )
         if preview_calls:
             previews = previews.at[slot].set(x0.astype(image_dtype), mode="drop")
         if progress is not None:
             jax.debug.callback(lambda calls_done: progress(int(calls_done)), index + 1)
-        return (sample, previews), None
+        return (sample, previous_z, previews), None
 
     sample = fresh_noise(0) if initial_sample is None else initial_sample.astype(dtype)
     previews = jnp.zeros((len(preview_calls), *shape), image_dtype)
-    indices = jnp.arange(num_calls, dtype=jnp.int32)
-    calls = (indices, schedule.call_levels, schedule.jump_variances, slots)
-    (sample, previews), _ = jax.lax.scan(model_call, (sample, previews), calls)
+    calls = (jnp.arange(num_calls, dtype=jnp.int32), rows, jump_variances, slots)
+    (sample, _, previews), _ = jax.lax.scan(model_call, (sample, previous_z, previews), calls)
     return sample.astype(image_dtype), previews

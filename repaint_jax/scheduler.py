@@ -1,7 +1,8 @@
 """RePaint's scheduler: a frozen state, and pure functions on it, named as in diffusers.
 
 `set_timesteps` turns a walk over noise levels (`jumps`) into a schedule; `step` and `undo_step` move a
-sample one level down and up. What happens in a step is in `transition`.
+sample one level down and up. What happens in a step is in `transition`. `set_timesteps_for_budget` and
+`budget_step` are the same for a given number of model calls, and that step is in `correlated`.
 """
 
 import dataclasses
@@ -16,6 +17,11 @@ import numpy as np
 from repaint_jax import jumps, noise
 from repaint_jax.checks import check_floating, check_image_and_mask, check_int, working_dtype
 from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.correlated import (
+    CorrelatedCoefficients,
+    correlated_coefficients,
+    correlated_transition,
+)
 from repaint_jax.keys import gaussian
 from repaint_jax.transition import (
     LevelCoefficients,
@@ -47,11 +53,12 @@ class RePaintSchedulerState:
         alphas_cumprod: [num_train_timesteps] float32.
         sqrt_one_minus_alphas_cumprod: [num_train_timesteps] float32, rounded from float64: near the clean
             end 1 - alphas_cumprod would have lost its digits.
-        num_inference_steps: T (static), or None before `set_timesteps`.
+        num_inference_steps: T (static), or None before `set_timesteps` and for a budget, which has no T.
         num_model_calls: model calls of the whole chain (static), or None before `set_timesteps`.
         timesteps: int32, the chain as training timesteps. With jump_schedule="diffusers" it is the
             list that diffusers makes, an entry for each step and undo step; with "paper" it is the levels
-            that the sample passes through, from the start to -1.
+            that the sample passes through, from the start to -1. For a budget it has an entry for
+            each model call.
         schedule: what the chain computes with, or None before `set_timesteps`.
     """
 
@@ -61,7 +68,7 @@ class RePaintSchedulerState:
     num_inference_steps: int | None = None
     num_model_calls: int | None = None
     timesteps: jax.Array | None = None
-    schedule: ResamplingSchedule | None = None
+    schedule: ResamplingSchedule | CorrelatedCoefficients | None = None
 
     @property
     def init_noise_sigma(self) -> float:
@@ -73,6 +80,14 @@ class RePaintSchedulerOutput(NamedTuple):
     """Result of a reverse step."""
 
     prev_sample: jax.Array  # the sample, one level lower
+    pred_original_sample: jax.Array  # the clean image that the model sees in it
+
+
+class BudgetStepOutput(NamedTuple):
+    """Result of a step of a budget."""
+
+    prev_sample: jax.Array  # the sample at the next call's level
+    noise: jax.Array  # what was drawn, of which the next call uses half
     pred_original_sample: jax.Array  # the clean image that the model sees in it
 
 
@@ -209,6 +224,39 @@ def set_timesteps(
     )
 
 
+def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int) -> RePaintSchedulerState:
+    """Give a state the most exact chain for that many model calls: correlated renoising.
+
+    It goes down through noise levels that lie densely where known and missing pixels inform each
+    other, one level a call and without jumps, and uses each draw of noise twice. The equations and
+    their sources (Leimkuhler and Matthews 2013; DDNM, Wang et al. 2023; RePaint) are in
+    `repaint_jax.correlated`. `inpaint` runs it like any other schedule, `budget_step` by hand. Of the
+    config only the betas, the prediction and its clipping matter; eta, the spacing, undo and the order
+    of the known region belong to the other chain.
+
+    Args:
+        state: any state; a schedule it has is replaced.
+        num_model_calls: at least 8. More calls than the model has timesteps visit some of them again.
+
+    Returns:
+        A new state with exactly num_model_calls model calls.
+
+    >>> state = set_timesteps_for_budget(create_state(), 64)
+    >>> state.num_model_calls, int(state.timesteps[0]), int(state.timesteps[-1])
+    (64, 855, 0)
+    """
+    check_state(state)
+    check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
+    calls = correlated_coefficients(state.config, num_model_calls)
+    return dataclasses.replace(
+        state,
+        num_inference_steps=None,
+        num_model_calls=int(num_model_calls),
+        timesteps=calls.timestep,
+        schedule=calls,
+    )
+
+
 def step(
     state: RePaintSchedulerState,
     model_output: jax.Array,
@@ -247,17 +295,67 @@ def step(
     """
     row = _row(state, timestep)
     check_image_and_mask(original_image, mask)
-    if jnp.shape(sample) != jnp.shape(original_image):
-        raise ValueError(
-            f"sample has shape {jnp.shape(sample)}, expected original_image's {original_image.shape}"
-        )
-    check_floating("sample", sample)
+    _check_like_image("sample", sample, original_image)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
     )
     return RePaintSchedulerOutput(
         prev_sample.astype(sample.dtype), pred_original_sample.astype(sample.dtype)
+    )
+
+
+def budget_step(
+    state: RePaintSchedulerState,
+    model_output: jax.Array,
+    call: jax.Array | int,
+    sample: jax.Array,
+    previous_noise: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+) -> BudgetStepOutput:
+    """Take the sample through one model call of a budget (equations in `repaint_jax.correlated`).
+
+    A whole chain by hand is, from a `sample` of standard Gaussian noise,
+
+        noise = jnp.zeros_like(sample)
+        for call, t in enumerate(state.timesteps):
+            sample, noise, _ = budget_step(state, model_output, call, sample, noise, image, mask, key)
+
+    with the model's output for `sample` at `t`, and a new key for each call.
+
+    Args:
+        state: from `set_timesteps_for_budget`.
+        model_output: as for `step`.
+        call: the model call, in 0..num_model_calls-1: an int or an int32 scalar. A traced one is not
+            checked.
+        sample: the noisy image, floating, any shape.
+        previous_noise: the `noise` that the call before returned, zeros in the first.
+        original_image, mask, key: as for `step`.
+
+    Raises:
+        ValueError, TypeError: on a state without a budget, a call that is not in it, and on shapes and
+            dtypes other than the above.
+    """
+    schedule = schedule_of(state)
+    if not isinstance(schedule, CorrelatedCoefficients):
+        raise ValueError("state has a schedule of set_timesteps, expected one of set_timesteps_for_budget")
+    if not jnp.issubdtype(jnp.result_type(call), jnp.integer) or jnp.shape(call) != ():
+        raise TypeError(f"call is {call!r}, expected an integer")
+    last = len(schedule.timestep) - 1
+    if not isinstance(call, jax.core.Tracer) and not 0 <= call <= last:
+        raise ValueError(f"call is {call}, expected 0 to num_model_calls - 1 = {last}")
+    check_image_and_mask(original_image, mask)
+    _check_like_image("sample", sample, original_image)
+    _check_like_image("previous_noise", previous_noise, original_image)
+    z = gaussian(key, sample.shape, working_dtype(sample.dtype))
+    row = jax.tree.map(lambda field: field[call], schedule)
+    prev_sample, pred_original_sample = correlated_transition(
+        state.config, row, model_output, sample, previous_noise, original_image, mask, z
+    )
+    return BudgetStepOutput(
+        *(array.astype(sample.dtype) for array in (prev_sample, z, pred_original_sample))
     )
 
 
@@ -320,6 +418,8 @@ def add_noise(
     return noisy.astype(original_samples.dtype)
 
 
+SMALLEST_BUDGET = 8  # fewer calls are nothing but a few strides of denoising
+
 # Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
 # starts from pure noise at a level with more signal than this is visibly off.
 _NOISIEST_START = 0.02
@@ -327,7 +427,13 @@ _NOISIEST_START = 0.02
 
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
     """Look a timestep up in the ladder, and return its level's coefficients."""
-    levels = schedule_of(state).levels
+    schedule = schedule_of(state)
+    if not isinstance(schedule, ResamplingSchedule):
+        raise ValueError(
+            "state has a budget of model calls, expected a schedule of set_timesteps for this step "
+            "(budget_step takes a budget)"
+        )
+    levels = schedule.levels
     if jnp.shape(timestep) != ():
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config = state.config
@@ -349,12 +455,20 @@ def check_state(state: RePaintSchedulerState) -> None:
         raise TypeError(f"state is {state!r}, expected a RePaintSchedulerState, as create_state makes")
 
 
-def schedule_of(state: RePaintSchedulerState) -> ResamplingSchedule:
+def schedule_of(state: RePaintSchedulerState) -> ResamplingSchedule | CorrelatedCoefficients:
     """Return a state's schedule, or refuse a state without one."""
     check_state(state)
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
     return state.schedule
+
+
+def _check_like_image(name: str, array: jax.Array, original_image: jax.Array) -> None:
+    if jnp.shape(array) != jnp.shape(original_image):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(array)}, expected original_image's {original_image.shape}"
+        )
+    check_floating(name, array)
 
 
 def _checked_timesteps(

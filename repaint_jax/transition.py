@@ -14,7 +14,7 @@ k - 1, x the sample, m the mask and z, z' standard Gaussians:
 Line 5 as printed scales its noise by 1 - p; it must be the square root.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,15 +59,13 @@ def reverse_transition(
     Returns:
         The sample after the jump, and pred_original_sample.
     """
-    if not isinstance(model_output, jax.Array | np.ndarray):
-        raise TypeError(f"model_output is a {type(model_output).__name__}, expected an array")
-    dtype = z.dtype
-    row, jump_variance, model_output, sample, original_image, mask = jax.tree.map(
-        lambda array: jnp.asarray(array, dtype),
-        (row, jump_variance, model_output, sample, original_image, mask),
+    row, jump_variance, sample, original_image, mask = jax.tree.map(
+        lambda array: jnp.asarray(array, z.dtype),
+        (row, jump_variance, sample, original_image, mask),
     )
-    model_output, variance = _split_variance(config, row, model_output, sample.shape)
-    x0, eps = _predict(config, row, model_output, sample)
+    prediction, variance_fraction = split_model_output(config, model_output, sample)
+    variance = _step_variance(config, row, variance_fraction)
+    x0, eps = predict(config, row, prediction, sample, config.use_clipped_model_output)
 
     known_weight = mask * row.known_share
     mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
@@ -122,46 +120,59 @@ def undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndar
     return 1 - abar / np.append(1.0, abar[:-1])
 
 
-def _split_variance(
-    config: RePaintSchedulerConfig,
-    row: LevelCoefficients,
-    model_output: jax.Array,
-    shape: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """Separate the prediction from the learned variance, and return the variance of the step's noise."""
+def split_model_output(
+    config: RePaintSchedulerConfig, model_output: jax.Array, sample: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Separate the prediction from the fraction that chooses a learned variance, in the sample's dtype."""
+    if not isinstance(model_output, jax.Array | np.ndarray):
+        raise TypeError(f"model_output is a {type(model_output).__name__}, expected an array")
+    shape = sample.shape
     learned = config.variance_type == "learned_range"
     expected = (*shape[:-1], 2 * shape[-1]) if learned and shape else shape
     if model_output.shape != expected:
         reason = " (variance_type is 'learned_range')" if learned else ""
         raise ValueError(f"model_output has shape {model_output.shape}, expected {expected}{reason}")
+    model_output = jnp.asarray(model_output, sample.dtype)
     if not learned:
+        return model_output, None
+    prediction, fraction = jnp.split(model_output, 2, axis=-1)
+    return prediction, fraction
+
+
+def _step_variance(
+    config: RePaintSchedulerConfig, row: LevelCoefficients, fraction: jax.Array | None
+) -> jax.Array:
+    """Return the variance of a reverse step's noise."""
+    if fraction is None:
         fixed = {"fixed_small": row.variance_small, "fixed_large": row.variance_large}
-        return model_output, row.variance_share * fixed[config.variance_type]
-    model_output, fraction = jnp.split(model_output, 2, axis=-1)
+        return row.variance_share * fixed[config.variance_type]
     ratio = row.variance_large / row.variance_small
-    variance = row.variance_small * ratio ** ((fraction + 1) / 2)
-    return model_output, row.variance_share * variance
+    return row.variance_share * row.variance_small * ratio ** ((fraction + 1) / 2)
 
 
-def _predict(
+def predict(
     config: RePaintSchedulerConfig,
-    row: LevelCoefficients,
-    model_output: jax.Array,
+    row: Any,
+    prediction: jax.Array,
     sample: jax.Array,
+    noise_of_clipped: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the clean image and the noise that the model sees in the sample."""
+    """Return the clean image and the noise that the model sees in the sample.
+
+    `row` has the level's signal and noise; `noise_of_clipped` derives the noise anew from a clipped image.
+    """
     if config.prediction_type == "epsilon":
-        eps = model_output
+        eps = prediction
         x0 = (sample - row.noise * eps) / row.signal
     elif config.prediction_type == "sample":
-        x0 = model_output
+        x0 = prediction
         eps = (sample - row.signal * x0) / row.noise
     else:
-        x0 = row.signal * sample - row.noise * model_output
-        eps = row.signal * model_output + row.noise * sample
+        x0 = row.signal * sample - row.noise * prediction
+        eps = row.signal * prediction + row.noise * sample
     if config.clip_sample:
         x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
-        if config.use_clipped_model_output:
+        if noise_of_clipped:
             eps = (sample - row.signal * x0) / row.noise
     return x0, eps
 

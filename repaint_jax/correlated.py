@@ -1,0 +1,127 @@
+"""A chain for a budget of model calls: one noise level a call, no jumps, noise that is used twice.
+
+RePaint goes up and down between the levels to let known and missing pixels find each other. Here the chain
+goes down once and dwells where that happens: at each level the missing pixels are denoised, further than
+the next level asks for, and renoised. With a and p the abar of a call's level and of the next one, s and s'
+their sigma = sqrt((1 - abar)/abar), x the sample, m the mask and z the call's Gaussian, z_prev that of the
+call before:
+
+    x0      = clip((x - sqrt(1 - a) eps) / sqrt(a)),   eps = (x - sqrt(a) x0) / sqrt(1 - a)
+    A^2     = 2 max(0, s'/s - 1/3)                                                0 in the last call
+    unknown = sqrt(p) (x0 + (s' - s A^2/2) eps + s A (z_prev + z)/2)
+    known   = sqrt(p) (y + s' (B eps + sqrt(1 - B^2) z)),   y = x_original + G (x_original - x0)
+    x       = m known + (1 - m) unknown
+
+Where s' = s the missing pixels make a step of overdamped Langevin dynamics, of length s^2 A^2/2 along the
+score -eps/s. White noise would bias their variance in the first order of that length; half of each of two
+successive noises, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), does so in the second.
+
+The known pixels get a share B of the noise back that the model itself sees in them, as in DDNM (Wang et al.
+2023, arXiv 2212.00490), and are moved beyond the original by a share G of what the prediction lacks. For a
+Gaussian prior the fixed point of B = 1, where the prediction agrees with the known pixels, makes the score
+of the missing ones that of the posterior itself, at every level; RePaint, with B = G = 0, has it only
+in the limit of small s. G hastens the way to the fixed point, and is stable below 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax import noise
+from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.transition import predict, split_model_output
+
+# Levels lie densely, over ln sigma, around _DWELL_SIGMA; measured for images in [-1, 1].
+_DWELL_SIGMA = 0.5
+_DWELL_WIDTH = 2.0
+_DENSITY_ELSEWHERE = 0.07
+_LARGEST_SIGMA = 40.0  # above it there is nothing but noise
+
+_DENOISE_TO = 1 / 3  # of sigma, before the noise comes back
+_FEEDBACK = 0.95  # B
+_CORRECTION = 0.5  # G
+
+
+class CorrelatedCoefficients(NamedTuple):
+    """What a model call needs. Every field is [num_model_calls] in a state, and [] in a step."""
+
+    timestep: jax.Array  # int32, what the model is told
+    signal: jax.Array  # sqrt(a)
+    noise: jax.Array  # sqrt(1 - a)
+    prev_signal: jax.Array  # sqrt(p)
+    prev_noise: jax.Array  # sqrt(1 - p)
+    direction: jax.Array  # sqrt(p) (s' - s A^2/2)
+    renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
+    correction: jax.Array  # G, and 0 in the last call
+
+
+def correlated_transition(
+    config: RePaintSchedulerConfig,
+    row: CorrelatedCoefficients,
+    model_output: jax.Array,
+    sample: jax.Array,
+    previous_z: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    z: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Take the sample to the next level.
+
+    Returns:
+        The sample and pred_original_sample; the next call's `previous_z` is this one's `z`.
+    """
+    row, sample, previous_z, original_image, mask = jax.tree.map(
+        lambda array: jnp.asarray(array, z.dtype),
+        (row, sample, previous_z, original_image, mask),
+    )
+    prediction, _ = split_model_output(config, model_output, sample)
+    x0, eps = predict(config, row, prediction, sample, noise_of_clipped=True)
+    unknown = row.prev_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
+    y = original_image + row.correction * (original_image - x0)
+    known = row.prev_signal * y + row.prev_noise * (_FEEDBACK * eps + (1 - _FEEDBACK**2) ** 0.5 * z)
+    return mask * known + (1 - mask) * unknown, x0
+
+
+def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int) -> CorrelatedCoefficients:
+    """Compute every call's coefficients in float64, and store them as float32."""
+    abar = noise.alphas_cumprod(config.betas)
+    timesteps = dwelling_timesteps(abar, num_model_calls)
+    a = abar[timesteps]
+    p = np.append(a[1:], 1.0)
+    sigma, next_sigma = (np.sqrt((1 - level) / level) for level in (a, p))
+    amplitude_squared = 2 * np.maximum(0, next_sigma / sigma - _DENOISE_TO)
+    is_last = np.arange(num_model_calls) == num_model_calls - 1
+
+    def store(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(values, jnp.float32)
+
+    return CorrelatedCoefficients(
+        timestep=jnp.asarray(timesteps, jnp.int32),
+        signal=store(np.sqrt(a)),
+        noise=store(np.sqrt(1 - a)),
+        prev_signal=store(np.sqrt(p)),
+        prev_noise=store(np.sqrt(1 - p)),
+        direction=store(np.sqrt(p) * (next_sigma - sigma * amplitude_squared / 2)),
+        renoising=store(np.sqrt(p) * sigma * np.sqrt(amplitude_squared) / 2),
+        correction=store(np.where(is_last, 0.0, _CORRECTION)),
+    )
+
+
+def dwelling_timesteps(
+    alphas_cumprod: NDArray[np.float64], num_model_calls: int
+) -> NDArray[np.int64]:  # [num_model_calls], falling, with repeats
+    """Training timesteps of all calls, dense where known and missing pixels inform each other.
+
+    Between the largest sigma and the smallest the density over ln sigma is proportional to
+    b + exp(-(ln(sigma/c)/w)^2); each level is moved to the nearest training timestep.
+    """
+    log_sigma = 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+    grid = np.linspace(log_sigma[0], min(log_sigma[-1], np.log(_LARGEST_SIGMA)), 4096)
+    density = _DENSITY_ELSEWHERE + np.exp(-(((grid - np.log(_DWELL_SIGMA)) / _DWELL_WIDTH) ** 2))
+    passed = np.append(0.0, np.cumsum((density[1:] + density[:-1]) / 2))
+    wanted = np.interp(np.linspace(passed[-1], 0, num_model_calls), passed, grid)
+    between = (log_sigma[1:] + log_sigma[:-1]) / 2
+    return np.searchsorted(between, wanted)
