@@ -2,21 +2,21 @@
 
     python examples/measure_exactness.py --plot exactness.png
 
-prints a Markdown table and draws it. The problems are inpainting with priors whose ideal denoiser is known, so
-that there is no network whose errors would be measured instead:
+prints a Markdown table and draws it. The problems are inpainting with priors whose ideal denoiser is
+known, so that there is no network whose errors would be measured instead:
 
-- Gaussian priors (signals of 32 pixels and images of 6x6 and 8x8, three kernels, correlation lengths of 2 to
-  12 pixels, standard deviations of 0.2 to 0.6, offsets, the six masks of the paper). Without clipping every
-  transition is affine; its matrices are read off the library's own code, and mean and covariance pushed
-  through the whole chain. The error is the squared Wasserstein-2 distance to the posterior, divided by the
-  trace of the posterior's covariance. No sampling, no floor.
+- Gaussian priors (signals of 32 pixels and images of 6x6 and 8x8, three kernels, correlation lengths of 2
+  to 12 pixels, standard deviations of 0.2 to 0.6, offsets, the six masks of the paper). Without clipping
+  every transition is affine; its matrices are read off the library's own code, and mean and covariance
+  pushed through the whole chain. The error is the squared Wasserstein-2 distance to the posterior, divided
+  by the trace of the posterior's covariance. No sampling, no floor.
 - Mixtures of 3 to 8 Gaussians in 16 dimensions, every third of them with modes far apart. The error is the
   sliced Wasserstein-2 distance of samples to samples of the posterior, divided by the posterior's standard
   deviation; the distance between two sets of posterior samples, the floor, is subtracted from the squares.
 
-Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1) on the
-same problem. The constants of `repaint_jax.correlated` were tuned on seeds from 100 on; those from 0 on, the
-default here, were not looked at.
+Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1)
+on the same problem. The constants of `repaint_jax.correlated` were tuned on seeds from 100 on; those from 0
+on, the default here, were not looked at.
 """
 
 import argparse

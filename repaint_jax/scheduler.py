@@ -341,9 +341,9 @@ def budget_step(
     schedule = schedule_of(state)
     if not isinstance(schedule, CorrelatedCoefficients):
         raise ValueError("state has a schedule of set_timesteps, expected one of set_timesteps_for_budget")
-    if not jnp.issubdtype(jnp.result_type(call), jnp.integer) or jnp.shape(call) != ():
-        raise TypeError(f"call is {call!r}, expected an integer")
     last = len(schedule.timestep) - 1
+    if not isinstance(call, int | np.integer | jax.Array) or jnp.shape(call) != ():
+        raise TypeError(f"call is {call!r}, expected an integer from 0 to num_model_calls - 1 = {last}")
     if not isinstance(call, jax.core.Tracer) and not 0 <= call <= last:
         raise ValueError(f"call is {call}, expected 0 to num_model_calls - 1 = {last}")
     check_image_and_mask(original_image, mask)

@@ -240,6 +240,44 @@ def propagate(
     return mean, cov
 
 
+# The chain of a call budget
+
+
+def propagate_correlated(
+    prior_mean, prior_cov, image, mask, sigmas, *, denoise_to=1 / 3, feedback=0.95, correction=0.5
+):
+    """Mean [d] and covariance [d, d] of correlated renoising, from N(0, (1 + sigmas[0]^2) I).
+
+    In unscaled coordinates, image plus sigma times noise. sigmas are the levels of the model calls,
+    falling; clean comes after them. mask holds zeros and ones only.
+    """
+    size, known = len(prior_mean), mask == 1
+    identity, none = np.eye(size), np.zeros((size, size))
+    # The state is the sample and the noise drawn last; at first there is none.
+    mean = np.zeros(2 * size)
+    cov = np.block([[(1 + sigmas[0] ** 2) * identity, none], [none, none]])
+    for now, later in pairwise([*sigmas, 0.0]):
+        inverse = np.linalg.inv(prior_cov + now**2 * identity)
+        weight, bias = now * inverse, -now * inverse @ prior_mean  # E[noise | x] = weight x + bias
+        alpha = np.sqrt(2 * max(0.0, later / now - denoise_to)) if later else 0.0
+        pull = correction if later else 0.0
+        # Missing: x + (later - alpha^2 now / 2 - now) e + alpha now (previous + new) / 2
+        stride = later - alpha**2 * now / 2 - now
+        linear, offset = identity + stride * weight, stride * bias
+        # Known: y + later (feedback e + sqrt(1 - feedback^2) new), y = image + pull (image - x0)
+        gain = (later * feedback + pull * now) * weight - pull * identity
+        known_offset = (1 + pull) * image + (later * feedback + pull * now) * bias
+        linear = np.where(known[:, None], gain, linear)
+        offset = np.where(known, known_offset, offset)
+        by_previous = np.diag(np.where(known, 0.0, alpha * now / 2))
+        by_new = np.diag(np.where(known, later * np.sqrt(1 - feedback**2), alpha * now / 2))
+        carried = np.block([[linear, by_previous], [none, none]])
+        drawn = np.vstack([by_new, identity])
+        mean = carried @ mean + np.append(offset, np.zeros(size))
+        cov = carried @ cov @ carried.T + drawn @ drawn.T
+    return mean[:size], cov[:size, :size]
+
+
 # What to compare the output with
 
 
