@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--jump-length", type=int, default=10)
     parser.add_argument("--jump-n-sample", type=int, default=10)
     parser.add_argument("--eta", type=float, default=1.0)
+    parser.add_argument("--model-calls", type=int, help="a call budget, instead of the four above")
     options = parser.parse_args()
 
     train = uint8_to_array(read_idx_images(options.data / IDX_NAME))
@@ -103,9 +104,17 @@ def repaint_samples(
     cache: Path,
 ) -> NDArray[np.float32]:  # [N, num_samples, H, W, C]
     """Inpaint batch by batch; an image's samples depend on its number, the model and the settings alone."""
-    settings = (options.steps, options.jump_length, options.jump_n_sample)
+    if options.model_calls is None:
+        schedule = {
+            "num_inference_steps": options.steps,
+            "jump_length": options.jump_length,
+            "jump_n_sample": options.jump_n_sample,
+            "eta": options.eta,
+        }
+    else:
+        schedule = {"num_model_calls": options.model_calls}
     weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(pipe.params))
-    tag = "_".join(map(str, (*settings, options.eta, options.num_samples, zlib.crc32(weights))))
+    tag = "_".join(map(str, (*schedule.values(), options.num_samples, zlib.crc32(weights))))
     cache.mkdir(parents=True, exist_ok=True)
     keys = jax.random.split(jax.random.key(0), len(images))
     batches = []
@@ -116,10 +125,7 @@ def repaint_samples(
             samples = pipe(
                 images[chosen],
                 masks[chosen],
-                options.steps,
-                options.eta,
-                options.jump_length,
-                options.jump_n_sample,
+                **schedule,
                 key=keys[chosen],
                 num_samples=options.num_samples,
                 output_type="jax",

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: repaint-jax demo -o demo.png",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write")
-    _add_chain_options(demo, num_samples=DEMO_SAMPLES, steps=50, jump_length=5, jump_n_sample=5)
+    _add_chain_options(demo, num_samples=DEMO_SAMPLES)
     demo.set_defaults(run=_demo)
 
     inpaint = commands.add_parser(
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     inpaint.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
     )
-    _add_chain_options(inpaint, num_samples=1, steps=250, jump_length=10, jump_n_sample=10)
+    _add_chain_options(inpaint, num_samples=1)
     inpaint.set_defaults(run=_inpaint)
 
     convert = commands.add_parser(
@@ -130,25 +130,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_chain_options(
-    parser: argparse.ArgumentParser,
-    *,
-    num_samples: int,
-    steps: int,
-    jump_length: int,
-    jump_n_sample: int,
-) -> None:
+def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> None:
     parser.add_argument(
         "--model",
         default="bundled",
         help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
     )
-    parser.add_argument("--steps", type=int, default=steps, help="inference steps T")
-    parser.add_argument("--jump-length", type=int, default=jump_length, help="steps a jump goes back")
+    absent = argparse.SUPPRESS  # of a default, so that the help does not show "None"
     parser.add_argument(
-        "--jump-n-sample", type=int, default=jump_n_sample, help="passes through each stretch"
+        "--model-calls",
+        type=int,
+        default=absent,
+        help="network calls a picture, at least 8 (default: 64)",
     )
-    parser.add_argument("--eta", type=float, default=0.0, help="share of DDPM's noise, 0 to 1")
+    resampling = parser.add_argument_group(
+        "RePaint's own schedule, instead of --model-calls",
+        "with time jumps; the paper's is --steps 250 --eta 1, with 2,410 model calls",
+    )
+    resampling.add_argument("--steps", type=int, default=absent, help="inference steps T (default: 250)")
+    resampling.add_argument(
+        "--jump-length", type=int, default=absent, help="steps a jump goes back (default: 10)"
+    )
+    resampling.add_argument(
+        "--jump-n-sample", type=int, default=absent, help="passes through each stretch (default: 10)"
+    )
+    resampling.add_argument(
+        "--eta", type=float, default=absent, help="share of DDPM's noise, 0 to 1 (default: 0)"
+    )
     parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
@@ -259,12 +267,21 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
     import jax
     from tqdm import tqdm
 
-    from repaint_jax.scheduler import set_timesteps
-
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"seed is {options.seed}, expected an integer from 0 to 2**32 - 1")
-    schedule = (options.steps, options.jump_length, options.jump_n_sample)
-    num_model_calls = set_timesteps(pipe.state, *schedule).num_model_calls
+    argument_of = {
+        "model_calls": "num_model_calls",
+        "steps": "num_inference_steps",
+        "jump_length": "jump_length",
+        "jump_n_sample": "jump_n_sample",
+        "eta": "eta",
+    }
+    schedule = {
+        argument: getattr(options, option)
+        for option, argument in argument_of.items()
+        if hasattr(options, option)
+    }
+    num_model_calls = pipe.set_timesteps(**schedule).num_model_calls
     bar = None
 
     def progress(calls_done: int) -> None:
@@ -276,10 +293,7 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
         return pipe(
             image,
             mask,
-            options.steps,
-            options.eta,
-            options.jump_length,
-            options.jump_n_sample,
+            **schedule,
             key=jax.random.key(options.seed),
             num_samples=options.num_samples,
             progress=progress,

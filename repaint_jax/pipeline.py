@@ -26,9 +26,18 @@ from repaint_jax.models.guidance import (
     CondFn,
 )
 from repaint_jax.pretrained import load_classifier, load_pretrained, save_pretrained
-from repaint_jax.scheduler import RePaintSchedulerState, create_state, set_timesteps
+from repaint_jax.scheduler import (
+    RePaintSchedulerState,
+    create_state,
+    set_timesteps,
+    set_timesteps_for_budget,
+)
 
 OUTPUT_TYPES = ("pil", "np", "jax")
+
+DEFAULT_MODEL_CALLS = 64
+
+_DIFFUSERS_SCHEDULE = {"num_inference_steps": 250, "eta": 0.0, "jump_length": 10, "jump_n_sample": 10}
 
 
 class ImagePipelineOutput(NamedTuple):
@@ -122,11 +131,12 @@ class RePaintPipeline:
         self,
         image: Any,
         mask_image: Any,
-        num_inference_steps: int = 250,
-        eta: float = 0.0,
-        jump_length: int = 10,
-        jump_n_sample: int = 10,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        jump_length: int | None = None,
+        jump_n_sample: int | None = None,
         *,
+        num_model_calls: int | None = None,
         key: jax.Array,
         num_samples: int = 1,
         output_type: str = "pil",
@@ -147,10 +157,14 @@ class RePaintPipeline:
                 [B, H, W, C]) or a list of them, each of the model's size.
             mask_image: one mask for all images or one for each: white or 1 keeps, black or 0 inpaints.
                 Values are rounded at the middle of their range.
-            num_inference_steps: see `set_timesteps`, as for jump_length and jump_n_sample.
+            num_inference_steps: see `set_timesteps`, as for jump_length and jump_n_sample. Where one of
+                these four is given the chain is RePaint's, and the others are diffusers' 250, 0, 10 and
+                10; where none is, it is that of a call budget.
             eta: share of DDPM's noise in a step, in [0, 1].
             jump_length: inference steps that a jump goes back up.
             jump_n_sample: passes through each stretch of jump_length steps.
+            num_model_calls: the budget, instead of the four; see `set_timesteps_for_budget`.
+                DEFAULT_MODEL_CALLS where None.
             key: a key, or a vector of keys, one for each image.
             num_samples: results for each image; they follow one another in the output.
             output_type: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax" (the same shape, in
@@ -188,13 +202,14 @@ class RePaintPipeline:
                 f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
             )
         masks = np.broadcast_to(masks, (len(images), *masks.shape[1:]))
-        config = dataclasses.replace(self.state.config, eta=eta)
-        state = set_timesteps(create_state(config), num_inference_steps, jump_length, jump_n_sample)
+        state = self.set_timesteps(
+            num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+        )
         if class_labels is not None:
             class_labels = self._checked_labels("class_labels", class_labels, len(images))
             class_labels = class_labels.repeat(num_samples)
         model_fn, params = self._guided(
-            config, class_labels, guidance_scale, null_label, cond_fn, cond_params
+            state.config, class_labels, guidance_scale, null_label, cond_fn, cond_params
         )
         result, previews = inpaint(
             state,
@@ -212,6 +227,36 @@ class RePaintPipeline:
             _as_output(result, output_type),
             None if preview_calls is None else _as_output(previews, output_type),
         )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        jump_length: int | None = None,
+        jump_n_sample: int | None = None,
+        *,
+        num_model_calls: int | None = None,
+    ) -> RePaintSchedulerState:
+        """Return the state with the schedule that a call with these arguments runs."""
+        resampling = {
+            "num_inference_steps": num_inference_steps,
+            "eta": eta,
+            "jump_length": jump_length,
+            "jump_n_sample": jump_n_sample,
+        }
+        given = {name: value for name, value in resampling.items() if value is not None}
+        if not given:
+            calls = DEFAULT_MODEL_CALLS if num_model_calls is None else num_model_calls
+            return set_timesteps_for_budget(self.state, calls)
+        if num_model_calls is not None:
+            name, value = next(iter(given.items()))
+            raise ValueError(
+                f"num_model_calls is {num_model_calls} and {name} is {value}, expected only one of them: "
+                "a call budget takes the place of RePaint's schedule"
+            )
+        chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
+        config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
+        return set_timesteps(create_state(config), **chosen)
 
     def _checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
         """Return one label for each image."""

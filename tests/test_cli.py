@@ -1,5 +1,6 @@
 """The command line: what it writes, and its one sentence when it cannot."""
 
+import contextlib
 import functools
 import shutil
 import subprocess
@@ -98,6 +99,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--jump-length", "0"], "jump_length is 0, expected an integer of at least 1"),
         (["--jump-length", "3"], "jump_length is 3, expected less than num_inference_steps=3"),
         (["--jump-n-sample", "0"], "jump_n_sample is 0, expected an integer of at least 1"),
+        (
+            ["--model-calls", "64"],
+            "num_model_calls is 64 and num_inference_steps is 3, expected only one of them",
+        ),
         (["--eta", "2"], "eta is 2.0, expected a number in [0, 1]"),
         (["--eta", "nan"], "eta is nan, expected a number in [0, 1]"),
         (["--num-samples", "0"], "num_samples is 0, expected an integer of at least 1"),
@@ -297,7 +302,25 @@ def test_refusal_in_a_process_of_its_own_is_one_line_and_status_2(folder) -> Non
     assert result.stderr == "repaint-jax inpaint: missing.png does not exist\n"
 
 
-@pytest.mark.parametrize("option", ["--steps", "--jump-length", "--eta", "--num-samples", "--seed"])
+def test_inpaint_makes_64_model_calls_or_as_many_as_it_is_told(model_folder, folder, capsys) -> None:
+    words = ["inpaint", "image.png", "mask.png", "-o", "out.png", "--model", str(model_folder)]
+    for options, calls in (([], 64), (["--model-calls", "9"], 9), (["--steps", "12"], 102)):
+        with contextlib.chdir(folder):
+            assert cli.main([*words, *options]) == 0
+        assert f"{calls}/{calls} [" in capsys.readouterr().err
+
+
+def test_inpaint_refuses_a_budget_that_is_too_small(model_folder, folder, capsys) -> None:
+    words = ["inpaint", "image.png", "mask.png", "-o", "out.png", "--model", str(model_folder)]
+    with contextlib.chdir(folder):
+        assert cli.main([*words, "--model-calls", "7"]) == 2
+    assert only_line(capsys).endswith("num_model_calls is 7, expected an integer of at least 8")
+    assert not (folder / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--steps", "--model-calls", "--jump-length", "--eta", "--num-samples", "--seed"]
+)
 def test_option_that_is_no_number_exits_with_2(capsys, option: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["inpaint", "image.png", "mask.png", "-o", "out.png", option, "many"])

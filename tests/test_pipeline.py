@@ -216,6 +216,46 @@ def test_wrong_option_is_refused(pipe, pixels, keep, options: dict, error, messa
 
 
 @pytest.mark.parametrize(
+    ("arguments", "num_model_calls", "eta"),
+    [
+        ({}, 64, 0.0),  # a call budget
+        ({"num_model_calls": 20}, 20, 0.0),
+        ({"num_inference_steps": 250}, 2410, 0.0),  # diffusers' defaults
+        ({"eta": 1.0}, 2410, 1.0),
+        ({"jump_n_sample": 5}, 1210, 0.0),
+        ({"num_inference_steps": 50, "jump_length": 5, "jump_n_sample": 5}, 230, 0.0),
+    ],
+)
+def test_set_timesteps_takes_a_budget_unless_a_resampling_schedule_is_given(
+    pipe, arguments, num_model_calls, eta
+):
+    state = pipe.set_timesteps(**arguments)
+    assert (state.num_model_calls, state.config.eta) == (num_model_calls, eta)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_model_calls": 7}, "num_model_calls is 7, expected an integer of at least 8"),
+        ({"num_model_calls": 64, "eta": 0.0}, "num_model_calls is 64 and eta is 0.0, expected only one"),
+        (
+            {"num_model_calls": 64, "num_inference_steps": 250},
+            "num_model_calls is 64 and num_inference_steps is 250, expected only one of them",
+        ),
+    ],
+)
+def test_budgets_that_are_refused(pipe, pixels, keep, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pipe(pixels, keep, key=KEY, **arguments)
+
+
+def test_a_call_runs_its_budget(pipe, pixels, keep):
+    calls = []
+    pipe(pixels, keep, key=KEY, num_model_calls=9, progress=calls.append)
+    assert max(calls) == 9
+
+
+@pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
         (np.zeros((4, 8), np.uint8), None, "image has shape (4, 8, 1), expected the model's (8, 8, 1)"),
