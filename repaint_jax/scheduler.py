@@ -243,7 +243,7 @@ def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int)
 
     >>> state = set_timesteps_for_budget(create_state(), 64)
     >>> state.num_model_calls, int(state.timesteps[0]), int(state.timesteps[-1])
-    (64, 855, 0)
+    (64, 853, 0)
     """
     check_state(state)
     check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
