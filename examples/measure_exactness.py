@@ -16,8 +16,8 @@ known, so that there is no network whose errors would be measured instead:
   and what is left is never called less than half of the floor.
 
 Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1)
-on the same problem. The constants of `repaint_jax.correlated` were tuned on seeds from 100 on; those from 0
-on, the default here, were not looked at.
+on the same problem. The constants of `repaint_jax.correlated` were chosen on other problems of these kinds,
+seeds from 100 on among them; those from 0 on, the default here, were not looked at.
 """
 
 import argparse

@@ -48,3 +48,12 @@ def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
             f"mask has shape {mask_shape}, expected the rank of original_image's {shape} "
             "with each axis equal or 1"
         )
+
+
+def check_like_image(name: str, array: jax.Array, original_image: jax.Array) -> None:
+    """Refuse an array that is not floating or not of the image's shape."""
+    check_floating(name, array)
+    if jnp.shape(array) != jnp.shape(original_image):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(array)}, expected original_image's {original_image.shape}"
+        )

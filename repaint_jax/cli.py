@@ -11,6 +11,8 @@ from repaint_jax import __version__
 
 DEMO_SAMPLES = 3
 
+_SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors are one sentence on stderr and exit status 2."""
@@ -136,27 +138,32 @@ def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> 
         default="bundled",
         help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
     )
-    absent = argparse.SUPPRESS  # of a default, so that the help does not show "None"
-    parser.add_argument(
-        "--model-calls",
-        type=int,
-        default=absent,
-        help="network calls a picture, at least 8 (default: 64)",
-    )
     resampling = parser.add_argument_group(
         "RePaint's own schedule, instead of --model-calls",
         "with time jumps; the paper's is --steps 250 --eta 1, with 2,410 model calls",
     )
-    resampling.add_argument("--steps", type=int, default=absent, help="inference steps T (default: 250)")
-    resampling.add_argument(
-        "--jump-length", type=int, default=absent, help="steps a jump goes back (default: 10)"
-    )
-    resampling.add_argument(
-        "--jump-n-sample", type=int, default=absent, help="passes through each stretch (default: 10)"
-    )
-    resampling.add_argument(
-        "--eta", type=float, default=absent, help="share of DDPM's noise, 0 to 1 (default: 0)"
-    )
+    for group, option, kind, argument, text in (
+        (
+            parser,
+            "--model-calls",
+            int,
+            "num_model_calls",
+            "network calls a picture, at least 8 (default: 64)",
+        ),
+        (resampling, "--steps", int, "num_inference_steps", "inference steps T (default: 250)"),
+        (resampling, "--jump-length", int, "jump_length", "steps a jump goes back (default: 10)"),
+        (resampling, "--jump-n-sample", int, "jump_n_sample", "passes through each stretch (default: 10)"),
+        (resampling, "--eta", float, "eta", "share of DDPM's noise, 0 to 1 (default: 0)"),
+    ):
+        # Absent where it is not given: which of them are given decides between the two kinds of chain.
+        group.add_argument(
+            option,
+            type=kind,
+            dest=argument,
+            default=argparse.SUPPRESS,
+            metavar=option.removeprefix("--").upper().replace("-", "_"),
+            help=text,
+        )
     parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
@@ -269,18 +276,7 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
 
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"seed is {options.seed}, expected an integer from 0 to 2**32 - 1")
-    argument_of = {
-        "model_calls": "num_model_calls",
-        "steps": "num_inference_steps",
-        "jump_length": "jump_length",
-        "jump_n_sample": "jump_n_sample",
-        "eta": "eta",
-    }
-    schedule = {
-        argument: getattr(options, option)
-        for option, argument in argument_of.items()
-        if hasattr(options, option)
-    }
+    schedule = {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
     num_model_calls = pipe.set_timesteps(**schedule).num_model_calls
     bar = None
 

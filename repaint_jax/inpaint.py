@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from repaint_jax.checks import (
     check_callable,
-    check_floating,
     check_image_and_mask,
     check_int,
+    check_like_image,
     working_dtype,
 )
 from repaint_jax.config import RePaintSchedulerConfig
@@ -109,12 +109,7 @@ def inpaint(
     check_image_and_mask(original_image, mask)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
     if initial_sample is not None:
-        check_floating("initial_sample", initial_sample)
-        if initial_sample.shape != original_image.shape:
-            raise ValueError(
-                f"initial_sample has shape {initial_sample.shape}, expected original_image's "
-                f"{original_image.shape}"
-            )
+        check_like_image("initial_sample", initial_sample, original_image)
     calls = None if preview_calls is None else tuple(preview_calls)
     if len(set(calls or ())) != len(calls or ()):
         raise ValueError(f"preview_calls is {calls}, expected each call once")

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from repaint_jax import jumps, noise
-from repaint_jax.checks import check_floating, check_image_and_mask, check_int, working_dtype
+from repaint_jax.checks import (
+    check_floating,
+    check_image_and_mask,
+    check_int,
+    check_like_image,
+    working_dtype,
+)
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.correlated import (
     CorrelatedCoefficients,
@@ -295,7 +301,7 @@ def step(
     """
     row = _row(state, timestep)
     check_image_and_mask(original_image, mask)
-    _check_like_image("sample", sample, original_image)
+    check_like_image("sample", sample, original_image)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
@@ -347,8 +353,8 @@ def budget_step(
     if not isinstance(call, jax.core.Tracer) and not 0 <= call <= last:
         raise ValueError(f"call is {call}, expected 0 to num_model_calls - 1 = {last}")
     check_image_and_mask(original_image, mask)
-    _check_like_image("sample", sample, original_image)
-    _check_like_image("previous_noise", previous_noise, original_image)
+    check_like_image("sample", sample, original_image)
+    check_like_image("previous_noise", previous_noise, original_image)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     row = jax.tree.map(lambda field: field[call], schedule)
     prev_sample, pred_original_sample = correlated_transition(
@@ -461,14 +467,6 @@ def schedule_of(state: RePaintSchedulerState) -> ResamplingSchedule | Correlated
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
     return state.schedule
-
-
-def _check_like_image(name: str, array: jax.Array, original_image: jax.Array) -> None:
-    if jnp.shape(array) != jnp.shape(original_image):
-        raise ValueError(
-            f"{name} has shape {jnp.shape(array)}, expected original_image's {original_image.shape}"
-        )
-    check_floating(name, array)
 
 
 def _checked_timesteps(
