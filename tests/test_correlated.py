@@ -1,8 +1,7 @@
 """The chain of a call budget: its distribution, its distance to the posterior, what it keeps and refuses.
 
-The prior is a small Gaussian and the model its ideal denoiser, so `reference.propagate_correlated` knows
-the mean and covariance that the chain must end with; samples are compared with them as in
-test_distribution.
+The problem, a small Gaussian prior with its ideal denoiser, is that of test_distribution, and samples are
+compared as there, with the mean and covariance of `reference.propagate_correlated`.
 """
 
 from functools import cache, partial
@@ -12,43 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from test_distribution import (
+    IMAGE,
+    MASK,
+    MISSING,
+    PRIOR_COV,
+    PRIOR_MEAN,
+    assert_distributed_as,
+    assert_known_pixels_are_the_image,
+    batched,
+    denoiser_params,
+    inpaint,
+    misfit,
+    model_fn,
+    one_mask,
+)
 
 import repaint_jax as rp
 from repaint_jax.correlated import dwelling_timesteps
 
-SIZE = 6
-INDEX = np.arange(SIZE)
-PRIOR_MEAN = np.array([0.3, -0.2, 0.1, 0.4, -0.3, 0.2])
-PRIOR_COV = 0.25 * np.exp(-np.abs(INDEX[:, None] - INDEX) / 4)
-MASK = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 1.0])
-MISSING = MASK == 0
-IMAGE = np.array([0.6, 0.1, 0.9, -0.9, 0.5, -0.5])
-N_SAMPLES = 8_000
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 pytestmark = pytest.mark.usefixtures("strict_promotion")
-
-
-def model_fn(params, sample, timestep):
-    """The ideal prediction; params are alphas_cumprod, and the prior's eigenvalues, -vectors and mean."""
-    alpha, eigenvalues, basis, mean = params["alphas"][timestep], *params["prior"]
-    signal, noise = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
-    centred = sample - signal * jnp.broadcast_to(mean, sample.shape)
-    shares = noise / (alpha * eigenvalues + 1 - alpha)
-    rotated = jnp.matmul(centred, basis, precision="highest")
-    eps = jnp.matmul(rotated * jnp.broadcast_to(shares, rotated.shape), basis.T, precision="highest")
-    x0 = (sample - noise * eps) / signal
-    kind = params["kind"]
-    return kind[0] * eps + kind[1] * x0 + kind[2] * (signal * eps - noise * x0)
-
-
-def model_params(state, prediction_type="epsilon"):
-    eigenvalues, basis = np.linalg.eigh(PRIOR_COV)
-    kinds = ("epsilon", "sample", "v_prediction")
-    return {
-        "alphas": state.alphas_cumprod,
-        "prior": tuple(jnp.asarray(part, jnp.float32) for part in (eigenvalues, basis, PRIOR_MEAN)),
-        "kind": jnp.asarray([kind == prediction_type for kind in kinds], jnp.float32),
-    }
 
 
 def budget_state(num_model_calls, **config) -> rp.RePaintSchedulerState:
@@ -56,22 +39,10 @@ def budget_state(num_model_calls, **config) -> rp.RePaintSchedulerState:
     return rp.set_timesteps_for_budget(rp.create_state(config), num_model_calls)
 
 
-def batched(values, count=N_SAMPLES):
-    return jnp.asarray(np.broadcast_to(values, (count, SIZE)), jnp.float32)
-
-
-def draw(state, *, key=None, model=model_fn, **params):
+def draw(state, *, key=None, model=model_fn):
+    params = denoiser_params(state.config.prediction_type, state.config.beta_schedule)
     key = jax.random.key(0) if key is None else key
-    return np.asarray(
-        rp.inpaint(
-            state,
-            model,
-            model_params(state, **params),
-            batched(IMAGE),
-            jnp.asarray(MASK, jnp.float32)[None],
-            key,
-        )
-    )
+    return np.asarray(inpaint(state, model, params, batched(IMAGE), one_mask(MASK), key))
 
 
 def sigmas(state) -> np.ndarray:
@@ -80,11 +51,9 @@ def sigmas(state) -> np.ndarray:
 
 
 def assert_distributed_as_reference(samples, state):
-    mean, cov = reference.propagate_correlated(PRIOR_MEAN, PRIOR_COV, IMAGE, MASK, sigmas(state))
-    missing = mean[MISSING], cov[np.ix_(MISSING, MISSING)]
-    got = reference.gaussian_misfit(samples[:, MISSING], *missing)
-    assert got < reference.gaussian_misfit_limit(MISSING.sum())
-    np.testing.assert_array_equal(samples[:, ~MISSING], np.asarray(batched(IMAGE))[:, ~MISSING])
+    expected = reference.propagate_correlated(PRIOR_MEAN, PRIOR_COV, IMAGE, MASK, sigmas(state))
+    assert_distributed_as(samples, *expected)
+    assert_known_pixels_are_the_image(samples)
 
 
 # Its distribution
@@ -98,13 +67,10 @@ def test_inpaint_has_the_closed_form_distribution(num_model_calls):
 
 def test_the_comparison_tells_the_constants_apart():
     state = budget_state(8)
-    samples = draw(state)[:, MISSING]
+    samples = draw(state)
     for other in ({"feedback": 0.5}, {"correction": 0.0}, {"denoise_to": 0.6}):
-        mean, cov = reference.propagate_correlated(
-            PRIOR_MEAN, PRIOR_COV, IMAGE, MASK, sigmas(state), **other
-        )
-        got = reference.gaussian_misfit(samples, mean[MISSING], cov[np.ix_(MISSING, MISSING)])
-        assert got > reference.gaussian_misfit_limit(MISSING.sum()), other
+        wrong = reference.propagate_correlated(PRIOR_MEAN, PRIOR_COV, IMAGE, MASK, sigmas(state), **other)
+        assert misfit(samples, *wrong, MISSING) > reference.gaussian_misfit_limit(MISSING.sum()), other
 
 
 @pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES[1:])
@@ -116,7 +82,7 @@ def test_other_beta_schedules_have_the_closed_form_distribution(beta_schedule):
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 def test_prediction_types_have_the_distribution_of_epsilon(prediction_type):
     state = budget_state(24, prediction_type=prediction_type)
-    assert_distributed_as_reference(draw(state, prediction_type=prediction_type), state)
+    assert_distributed_as_reference(draw(state), state)
 
 
 def test_a_learned_variance_is_not_used():
@@ -148,12 +114,14 @@ def test_what_belongs_to_the_other_chain_changes_nothing():
 
 def test_a_vector_of_keys_draws_from_the_same_distribution():
     state = budget_state(24)
-    assert_distributed_as_reference(draw(state, key=jax.random.split(jax.random.key(1), N_SAMPLES)), state)
+    assert_distributed_as_reference(
+        draw(state, key=jax.random.split(jax.random.key(1), len(batched(IMAGE)))), state
+    )
 
 
 def test_stepping_by_hand_has_the_closed_form_distribution():
     state = budget_state(24)
-    params, image, mask = model_params(state), batched(IMAGE), batched(MASK)
+    params, image, mask = denoiser_params(), batched(IMAGE), batched(MASK)
     step = jax.jit(rp.budget_step)
     sample = jax.random.normal(jax.random.key(5), image.shape)
     noise = jnp.zeros_like(sample)
