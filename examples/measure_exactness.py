@@ -68,16 +68,14 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     betas = {name: getattr(options, name) for name in ("beta_schedule", "beta_start", "beta_end")}
     chains = list(samplers(betas, options.budgets))
-    tables = []
-    for problem_of, error, count in (
-        (gaussian_problem, gaussian_error, options.gaussians),
-        (mixture_problem, mixture_error, options.mixtures),
-    ):
-        problems = [problem_of(options.first_seed + i) for i in range(count)]
-        errors = np.array(
-            [[error(problem, chain) for problem in problems] for chain in tqdm(chains, error.__name__)]
-        )
-        tables.append(errors / errors[0])
+    seeds = range(options.first_seed, options.first_seed + max(options.gaussians, options.mixtures))
+    gaussians = list(map(gaussian_problem, seeds[: options.gaussians]))
+    mixtures = list(map(mixture_problem, seeds[: options.mixtures]))
+    errors = [
+        errors_of(gaussian_error, gaussians, chains),
+        errors_of(mixture_error, mixtures, chains),
+    ]
+    tables = [of_kind / of_kind[0] for of_kind in errors]
     print(
         "| sampler | calls | Gaussians, mean | worst | mixtures, mean | worst |\n|---|---|---|---|---|---|"
     )
@@ -85,14 +83,23 @@ def main() -> None:
         cells = " | ".join(f"{geometric_mean(one):.3g} | {one.max(initial=0):.3g}" for one in ratios)
         print(f"| {chain.name} | {chain.num_model_calls} | {cells} |")
     if options.plot:
-        plot(chains, tables, options.plot)
+        floors = np.array(list(map(mixture_floor, mixtures))) / errors[1][0]
+        plot(chains, tables, floors, options.plot)
+
+
+def errors_of(
+    error: "Callable[[Problem, Sampler], float]", problems: list[Problem], chains: "list[Sampler]"
+) -> np.ndarray:  # [samplers, problems]
+    return np.array(
+        [[error(problem, chain) for problem in problems] for chain in tqdm(chains, error.__name__)]
+    )
 
 
 def geometric_mean(ratios: np.ndarray) -> float:
     return float(np.exp(np.log(ratios).mean())) if ratios.size else np.nan
 
 
-def plot(chains: "list[Sampler]", tables: list[np.ndarray], path: Path) -> None:
+def plot(chains: "list[Sampler]", tables: list[np.ndarray], floors: np.ndarray, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
@@ -103,6 +110,7 @@ def plot(chains: "list[Sampler]", tables: list[np.ndarray], path: Path) -> None:
             axis.loglog(calls, [geometric_mean(table[i]) for i in chosen], "o-", label=name)
         axis.set(xlabel="model calls", title=title)
         axis.grid(alpha=0.3)
+    axes[1].axhline(geometric_mean(floors), color="grey", linestyle=":", label="floor of the sampling")
     axes[0].set_ylabel("error / error of the paper's setting")
     axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=120)
@@ -331,10 +339,15 @@ def mixture_error(problem: Problem, sampler: Sampler) -> float:
         sampler.transition, sampler.config, problem, sampler.alphas_cumprod, sampler.rows, jax.random.key(0)
     )
     samples = np.asarray(samples)[:, missing]
+    target, floor = posterior_samples(problem, seed=0), mixture_floor(problem)
+    squared = sliced_wasserstein2_squared(samples, target) / target.var(0).mean()
+    return max(squared - 4 * floor**2, floor**2) ** 0.5
+
+
+def mixture_floor(problem: Problem) -> float:
+    """Half of that distance between two sets of the posterior's own samples."""
     target, other = (posterior_samples(problem, seed) for seed in (0, 1))
-    floor = sliced_wasserstein2_squared(other, target)
-    squared = max(sliced_wasserstein2_squared(samples, target) - floor, floor / 4)
-    return float(np.sqrt(squared / target.var(0).mean()))
+    return (sliced_wasserstein2_squared(other, target) / target.var(0).mean() / 4) ** 0.5
 
 
 @partial(jax.jit, static_argnums=(0, 1))

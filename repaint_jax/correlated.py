@@ -7,7 +7,7 @@ their sigma = sqrt((1 - abar)/abar), x the sample, m the mask and z the call's G
 call before:
 
     x0      = clip((x - sqrt(1 - a) eps) / sqrt(a)),   eps = (x - sqrt(a) x0) / sqrt(1 - a)
-    A^2     = 2 max(0, s'/s - 1/3)                                                0 in the last call
+    A^2     = 2 max(0, s'/s - 1/3)                                                0 where s' = 0
     unknown = sqrt(p) (x0 + (s' - s A^2/2) eps + s A (z_prev + z)/2)
     known   = sqrt(p) (y + s' (B eps + sqrt(1 - B^2) z)),   y = x_original + G (x_original - x0)
     x       = m known + (1 - m) unknown
@@ -21,6 +21,11 @@ The known pixels get a share B of the noise back that the model itself sees in t
 Gaussian prior the fixed point of B = 1, where the prediction agrees with the known pixels, makes the score
 of the missing ones that of the posterior itself, at every level; RePaint, with B = G = 0, has it only
 in the limit of small s. G hastens the way to the fixed point, and is stable below 1.
+
+The last call goes from the smallest level to clean in one step, as if eps stayed on the way what it is at the
+start. It falls to 0 in proportion to sigma, so half of that step is too much. Where the chain dwells there, in
+three calls or more, this is all the error that is left; then the last call but one goes to clean, and the last
+one, the model called once more at its smallest s on that image, adds s/2 eps to the missing pixels.
 """
 
 from typing import NamedTuple
@@ -35,8 +40,8 @@ from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.transition import predict, split_model_output
 
 # Levels lie densely, over ln sigma, around _DWELL_SIGMA; measured for images in [-1, 1].
-_DWELL_SIGMA = 0.5
-_DWELL_WIDTH = 2.0
+_DWELL_SIGMA = 0.35
+_DWELL_WIDTH = 3.0
 _DENSITY_ELSEWHERE = 0.07
 _LARGEST_SIGMA = 40.0  # above it there is nothing but noise
 
@@ -52,10 +57,10 @@ class CorrelatedCoefficients(NamedTuple):
     signal: jax.Array  # sqrt(a)
     noise: jax.Array  # sqrt(1 - a)
     prev_signal: jax.Array  # sqrt(p)
-    prev_noise: jax.Array  # sqrt(1 - p)
+    prev_noise: jax.Array  # sqrt(p) s'
     direction: jax.Array  # sqrt(p) (s' - s A^2/2)
     renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
-    correction: jax.Array  # G, and 0 in the last call
+    correction: jax.Array  # G, and 0 in a call that goes to clean
 
 
 def correlated_transition(
@@ -92,8 +97,13 @@ def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int
     a = abar[timesteps]
     p = np.append(a[1:], 1.0)
     sigma, next_sigma = (np.sqrt((1 - level) / level) for level in (a, p))
+    ends_with_correction = timesteps[-3] == timesteps[-1]
+    if ends_with_correction:
+        next_sigma[-2] = 0
     amplitude_squared = 2 * np.maximum(0, next_sigma / sigma - _DENOISE_TO)
-    is_last = np.arange(num_model_calls) == num_model_calls - 1
+    direction = next_sigma - sigma * amplitude_squared / 2
+    if ends_with_correction:
+        direction[-1] = 1.5 * sigma[-1]  # x0 is clean - s eps, and clean + s/2 eps is wanted
 
     def store(values: np.ndarray) -> jax.Array:
         return jnp.asarray(values, jnp.float32)
@@ -103,10 +113,10 @@ def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int
         signal=store(np.sqrt(a)),
         noise=store(np.sqrt(1 - a)),
         prev_signal=store(np.sqrt(p)),
-        prev_noise=store(np.sqrt(1 - p)),
-        direction=store(np.sqrt(p) * (next_sigma - sigma * amplitude_squared / 2)),
+        prev_noise=store(np.sqrt(p) * next_sigma),
+        direction=store(np.sqrt(p) * direction),
         renoising=store(np.sqrt(p) * sigma * np.sqrt(amplitude_squared) / 2),
-        correction=store(np.where(is_last, 0.0, _CORRECTION)),
+        correction=store(np.where(next_sigma == 0, 0.0, _CORRECTION)),
     )
 
 

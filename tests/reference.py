@@ -249,20 +249,27 @@ def propagate_correlated(
     """Mean [d] and covariance [d, d] of correlated renoising, from N(0, (1 + sigmas[0]^2) I).
 
     In unscaled coordinates, image plus sigma times noise. sigmas are the levels of the model calls,
-    falling; clean comes after them. mask holds zeros and ones only.
+    falling; clean comes after them. Where the last three are the same, the last but one goes to clean,
+    and half of the last one's noise is added to that. mask holds zeros and ones only.
     """
     size, known = len(prior_mean), mask == 1
     identity, none = np.eye(size), np.zeros((size, size))
     # The state is the sample and the noise drawn last; at first there is none.
     mean = np.zeros(2 * size)
     cov = np.block([[(1 + sigmas[0] ** 2) * identity, none], [none, none]])
-    for now, later in pairwise([*sigmas, 0.0]):
+    steps = list(pairwise([*sigmas, 0.0]))
+    corrected = sigmas[-3] == sigmas[-1]
+    if corrected:
+        steps[-2:] = [(sigmas[-1], 0.0)] * 2
+    for call, (now, later) in enumerate(steps):
         inverse = np.linalg.inv(prior_cov + now**2 * identity)
         weight, bias = now * inverse, -now * inverse @ prior_mean  # E[noise | x] = weight x + bias
         alpha = np.sqrt(2 * max(0.0, later / now - denoise_to)) if later else 0.0
         pull = correction if later else 0.0
         # Missing: x + (later - alpha^2 now / 2 - now) e + alpha now (previous + new) / 2
         stride = later - alpha**2 * now / 2 - now
+        if corrected and call == len(steps) - 1:
+            stride = now / 2
         linear, offset = identity + stride * weight, stride * bias
         # Known: y + later (feedback e + sqrt(1 - feedback^2) new), y = image + pull (image - x0)
         gain = (later * feedback + pull * now) * weight - pull * identity

@@ -151,7 +151,7 @@ def test_more_calls_come_closer_to_the_posterior(beta_schedule):
     assert distances == sorted(distances, reverse=True)
 
 
-def test_32_calls_come_closer_than_the_papers_setting_and_128_ten_times():
+def test_32_calls_come_closer_than_the_papers_setting_and_128_thirty_times():
     betas = reference.make_betas()
     moves = reference.diffusers_moves(reference.diffusers_levels(250, 10, 10))
     ladder = reference.make_ladder("leading", 1000, 250)
@@ -159,8 +159,8 @@ def test_32_calls_come_closer_than_the_papers_setting_and_128_ten_times():
     posterior = reference.posterior(PRIOR_MEAN, PRIOR_COV, IMAGE, MASK)
     output = mean[MISSING], cov[np.ix_(MISSING, MISSING)]
     papers = reference.wasserstein2_squared(*output, *posterior) / np.trace(posterior[1])
-    assert distance("linear", 32) < papers / 2
-    assert distance("linear", 128) < papers / 10
+    assert distance("linear", 32) < papers
+    assert distance("linear", 128) < papers / 30
 
 
 # Its levels
