@@ -22,10 +22,10 @@ Gaussian prior the fixed point of B = 1, where the prediction agrees with the kn
 of the missing ones that of the posterior itself, at every level; RePaint, with B = G = 0, has it only
 in the limit of small s. G hastens the way to the fixed point, and is stable below 1.
 
-The last call goes from the smallest level to clean in one step, as if eps stayed on the way what it is at the
-start. It falls to 0 in proportion to sigma, so half of that step is too much. Where the chain dwells there, in
-three calls or more, this is all the error that is left; then the last call but one goes to clean, and the last
-one, the model called once more at its smallest s on that image, adds s/2 eps to the missing pixels.
+The last call goes from the smallest level to clean as if eps kept its value on the way; but it falls to 0
+with sigma, and half of that step is too much. Where three calls or more are at that level this is all that
+is wrong with it: the last but one then goes to clean, and the last one, the model called once more at the
+smallest s on that image, adds s/2 eps to the missing pixels.
 """
 
 from typing import NamedTuple
