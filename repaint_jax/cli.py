@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, TypeError, FloatingPointError, ImportError, OSError) as error:
+    except (ValueError, TypeError, FloatingPointError, ImportError, OSError, MemoryError) as error:
         print(f"repaint-jax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -64,21 +64,45 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="picture to write; several samples become OUT-1.png, OUT-2.png, ...",
     )
-    inpaint.add_argument(
-        "--resize",
-        action="store_true",
-        help="resize picture and mask together to the model's size; their proportions are not kept",
-    )
-    inpaint.add_argument("--class-label", type=int, help="for a class-conditional model or a classifier")
-    inpaint.add_argument("--classifier", help="to guide with: .pt checkpoint, or the folder made of it")
-    inpaint.add_argument(
-        "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
-    )
-    inpaint.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
-    )
+    _add_model_options(inpaint)
     _add_chain_options(inpaint, num_samples=1)
     inpaint.set_defaults(run=_inpaint)
+
+    folder = commands.add_parser(
+        "folder",
+        help="inpaint a folder of pictures, on all devices and many hosts",
+        description="Inpaint all pictures below IN and write them into OUT. Started again, after whatever "
+        "stopped it, the same command makes what is missing. Pictures that cannot be used are listed at "
+        "the end (exit status 1).",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax folder photos masks filled --num-samples 2",
+    )
+    folder.add_argument("images", type=Path, metavar="IN", help="folder of pictures")
+    folder.add_argument(
+        "masks", type=Path, metavar="MASKS", help="folder of masks of the same names, or one mask for all"
+    )
+    folder.add_argument("output", type=Path, metavar="OUT", help="folder for the results")
+    folder.add_argument("--batch-size", type=int, default=16, help="results a device computes at a time")
+    folder.add_argument(
+        "--checkpoint-every", type=int, metavar="CALLS", help="save unfinished chains after so many calls"
+    )
+    folder.add_argument(
+        "--official-layout",
+        action="store_true",
+        help="write the folders of the official code: inpainted, gt, gt_masked, gt_keep_mask",
+    )
+    _add_model_options(folder)
+    hosts = folder.add_argument_group(
+        "many hosts",
+        "start the same command on each: on TPU pods and under Slurm with --distributed, elsewhere saying "
+        "which of how many it is. They exchange nothing, but the runtime may need a coordinator to start",
+    )
+    hosts.add_argument("--distributed", action="store_true", help="share the work with the other processes")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    _add_chain_options(folder, num_samples=1)
+    folder.set_defaults(run=_folder)
 
     convert = commands.add_parser(
         "convert",
@@ -139,6 +163,22 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="resize picture and mask together to the model's size; their proportions are not kept",
+    )
+    parser.add_argument("--class-label", type=int, help="for a class-conditional model or a classifier")
+    parser.add_argument("--classifier", help="to guide with: .pt checkpoint, or the folder made of it")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
+    )
+
+
 def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> None:
     parser.add_argument(
         "--model",
@@ -180,7 +220,7 @@ def _demo(options: argparse.Namespace) -> int:
     import numpy as np
 
     from repaint_jax import masks
-    from repaint_jax.images import image_to_array, open_image
+    from repaint_jax.images import image_to_array, open_image, save_picture
     from repaint_jax.pipeline import RePaintPipeline
     from repaint_jax.plots import inpainting_grid
     from repaint_jax.pretrained import bundled_folder
@@ -205,13 +245,13 @@ def _demo(options: argparse.Namespace) -> int:
     grid = inpainting_grid(
         images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
     )
-    _save(grid, options.output)
+    save_picture(grid, options.output)
     print(f"wrote {options.output}: {len(images)} pictures, {options.num_samples} samples each")
     return 0
 
 
 def _inpaint(options: argparse.Namespace) -> int:
-    from repaint_jax.images import open_image
+    from repaint_jax.images import open_image, save_picture
     from repaint_jax.pipeline import RePaintPipeline
 
     outputs = [options.output]
@@ -235,9 +275,57 @@ def _inpaint(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
     )
     for picture, output in zip(pictures, outputs, strict=True):
-        _save(picture, output)
+        save_picture(picture, output)
         print(f"wrote {output}")
     return 0
+
+
+def _folder(options: argparse.Namespace) -> int:
+    from repaint_jax.folder import inpaint_folder
+    from repaint_jax.pipeline import RePaintPipeline
+
+    _check_seed(options.seed)
+    process_index, process_count = _join_processes(options)
+    pipe = RePaintPipeline.from_pretrained(
+        options.model, dtype=options.dtype, classifier=options.classifier
+    )
+    failures = inpaint_folder(
+        pipe,
+        options.images,
+        options.masks,
+        options.output,
+        schedule=_schedule(options),
+        seed=options.seed,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        resize=options.resize,
+        class_label=options.class_label,
+        guidance_scale=options.guidance_scale,
+        official_layout=options.official_layout,
+        checkpoint_every=options.checkpoint_every,
+        described={"model": options.model, "classifier": options.classifier, "dtype": options.dtype},
+        process_index=process_index,
+        process_count=process_count,
+    )
+    for name, reason in sorted(failures.items()):
+        print(f"repaint-jax folder: {name}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
+    """Return which process this is, and of how many."""
+    import jax
+
+    if not options.distributed and options.coordinator is None:
+        return options.process_id or 0, options.num_processes or 1
+    try:
+        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        found = jax.process_index(), jax.process_count()
+        # They have nothing to say to each other, and one that dies must not take the others along.
+        jax.distributed.shutdown()
+    except RuntimeError as error:
+        raise ValueError(f"the processes could not find each other: {error}") from None
+    return found
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -281,9 +369,8 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
     import jax
     from tqdm import tqdm
 
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"seed is {options.seed}, expected an integer from 0 to 2**32 - 1")
-    schedule = {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
+    _check_seed(options.seed)
+    schedule = _schedule(options)
     num_model_calls = pipe.set_timesteps(**schedule).num_model_calls
     bar = None
 
@@ -307,6 +394,15 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
             bar.close()
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
+
+
+def _schedule(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
+
+
 def _check_output(path: Path) -> None:
     """Refuse an output that cannot be written before anything is computed."""
     from PIL import Image
@@ -318,13 +414,3 @@ def _check_output(path: Path) -> None:
         raise ValueError(f"--output is {path}, but the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"--output is {path}, which cannot be written")
-
-
-def _save(picture: Any, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
-    try:
-        picture.save(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from repaint_jax.files import whole_file
+
 PIL_MODES = {1: "L", 3: "RGB"}
 
 
@@ -136,3 +138,9 @@ def array_to_pil(array: Any) -> Image.Image:
     """Turn [H, W, C] in [-1, 1] into a PIL image."""
     pixels = array_to_uint8(array)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, in the format that its name says, whole or not at all."""
+    with whole_file(path) as unfinished:
+        picture.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()])

@@ -2,22 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
 from repaint_jax.checks import (
     check_callable,
+    check_floating,
     check_image_and_mask,
     check_int,
     check_like_image,
     working_dtype,
 )
-from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.correlated import CorrelatedCoefficients, correlated_transition
 from repaint_jax.keys import gaussian, is_key_vector
-from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, schedule_of
+from repaint_jax.scheduler import RePaintSchedulerState, schedule_of
 from repaint_jax.transition import reverse_transition
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -101,15 +101,9 @@ def inpaint(
     >>> inpaint(state, denoise_to_zero, None, image, mask, jax.random.key(0)).shape
     (4, 4, 1)
     """
-    schedule = schedule_of(state)
-    check_callable("model_fn", model_fn)
-    if progress is not None:
-        check_callable("progress", progress)
-    is_key_vector(key)
-    check_image_and_mask(original_image, mask)
+    schedule_of(state)
+    _check_arguments(model_fn, original_image, mask, key, progress)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    if initial_sample is not None:
-        check_like_image("initial_sample", initial_sample, original_image)
     calls = None if preview_calls is None else tuple(preview_calls)
     if len(set(calls or ())) != len(calls or ()):
         raise ValueError(f"preview_calls is {calls}, expected each call once")
@@ -119,25 +113,118 @@ def inpaint(
             raise ValueError(
                 f"preview_calls has {call}, expected calls below num_model_calls={state.num_model_calls}"
             )
+    if initial_sample is not None:
+        check_like_image("initial_sample", initial_sample, original_image)
     image, previews = _run_chain(
-        state.config,
-        schedule,
-        model_fn,
-        params,
-        original_image,
-        mask,
-        key,
-        initial_sample,
-        calls or (),
-        progress,
+        state, model_fn, params, original_image, mask, key, initial_sample, calls or (), progress
     )
     return image if calls is None else (image, previews)
 
 
-@partial(jax.jit, static_argnames=("config", "model_fn", "preview_calls", "progress"))
+class ChainCarry(NamedTuple):
+    """A chain between two model calls: all that the calls to come need besides `inpaint`'s arguments."""
+
+    sample: jax.Array  # float32, or wider as the image
+    previous_noise: jax.Array | None  # of the call before, where a budget uses it twice
+    calls_done: jax.Array  # int32
+
+
+def start_chain(
+    state: RePaintSchedulerState,
+    original_image: jax.Array,
+    key: jax.Array,
+    *,
+    initial_sample: jax.Array | None = None,
+) -> ChainCarry:
+    """Return the chain of `inpaint`, with the same arguments, before its first model call."""
+    uses_noise_twice = isinstance(schedule_of(state), CorrelatedCoefficients)
+    is_key_vector(key)
+    check_floating("original_image", original_image)
+    if initial_sample is not None:
+        check_like_image("initial_sample", initial_sample, original_image)
+    dtype, shape = working_dtype(jnp.result_type(original_image)), jnp.shape(original_image)
+    return ChainCarry(
+        jnp.asarray(_noise_of(key, 0, shape, dtype) if initial_sample is None else initial_sample, dtype),
+        jnp.zeros(shape, dtype) if uses_noise_twice else None,
+        jnp.int32(0),
+    )
+
+
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> ChainCarry:
+    """Make some of a chain's model calls.
+
+    Stretches that add up to `state.num_model_calls` end with `inpaint`'s result, bit for bit, as `sample`.
+    In between the carry can be saved, with Orbax like any pytree, and the chain resumed elsewhere.
+
+    Args:
+        state: as for `inpaint`, with the other arguments up to key; the same for all stretches.
+        carry: from `start_chain` or an earlier stretch.
+        num_calls: model calls to make; each other number is compiled anew.
+        progress: called on the host as `progress(calls_done)` after each model call.
+
+    >>> from repaint_jax import create_state, set_timesteps_for_budget
+    >>> state = set_timesteps_for_budget(create_state(), 8)
+    >>> denoise_to_zero = lambda params, sample, timestep: sample
+    >>> arguments = denoise_to_zero, None, jnp.ones((4, 4, 1)), jnp.zeros((4, 4, 1)), jax.random.key(0)
+    >>> carry = start_chain(state, arguments[2], arguments[4])
+    >>> for _ in range(2):
+    ...     carry = continue_chain(state, *arguments, carry, 4)
+    >>> bool((carry.sample == inpaint(state, *arguments)).all())
+    True
+    """
+    schedule_of(state)
+    _check_arguments(model_fn, original_image, mask, key, progress)
+    check_like_image("carry.sample", carry.sample, original_image)
+    check_int("num_calls", num_calls, 1)
+    left = state.num_model_calls or 0
+    if not isinstance(carry.calls_done, jax.core.Tracer):
+        left -= int(carry.calls_done)
+    if num_calls > left:
+        raise ValueError(
+            f"num_calls is {num_calls}, expected at most the {left} that are left of "
+            f"{state.num_model_calls}"
+        )
+    original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
+    carry, _ = _run_calls(
+        state, model_fn, params, original_image, mask, key, carry, num_calls, (), progress
+    )
+    return carry
+
+
+def _check_arguments(
+    model_fn: ModelFn,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    progress: Callable[[int], None] | None,
+) -> None:
+    check_callable("model_fn", model_fn)
+    if progress is not None:
+        check_callable("progress", progress)
+    is_key_vector(key)
+    check_image_and_mask(original_image, mask)
+
+
+def _noise_of(key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The chain's draw number `index`: 0 is the start, the others belong to the model calls."""
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
+    return gaussian(fold_in(key, index), shape, dtype)
+
+
+@partial(jax.jit, static_argnames=("model_fn", "preview_calls", "progress"))
 def _run_chain(
-    config: RePaintSchedulerConfig,
-    schedule: ResamplingSchedule | CorrelatedCoefficients,
+    state: RePaintSchedulerState,
     model_fn: ModelFn,
     params: Any,
     original_image: jax.Array,
@@ -147,33 +234,50 @@ def _run_chain(
     preview_calls: tuple[int, ...],
     progress: Callable[[int], None] | None,
 ) -> tuple[jax.Array, jax.Array]:
+    arguments = state, model_fn, params, original_image, mask, key
+    carry = start_chain(state, original_image, key, initial_sample=initial_sample)
+    carry, previews = _run_calls(*arguments, carry, state.num_model_calls, preview_calls, progress)
+    return carry.sample.astype(original_image.dtype), previews
+
+
+@partial(jax.jit, static_argnames=("model_fn", "num_calls", "preview_calls", "progress"))
+def _run_calls(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    preview_calls: tuple[int, ...],
+    progress: Callable[[int], None] | None,
+) -> tuple[ChainCarry, jax.Array]:
     # The chain is carried in float32 at least; the model sees the image's own dtype.
-    image_dtype, dtype = original_image.dtype, working_dtype(original_image.dtype)
-    shape = original_image.shape
-
-    def fresh_noise(index: jax.Array | int) -> jax.Array:
-        fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
-        return gaussian(fold_in(key, index), shape, dtype)
-
+    image_dtype, dtype = original_image.dtype, carry.sample.dtype
+    config, schedule = state.config, schedule_of(state)
     if isinstance(schedule, CorrelatedCoefficients):
         rows, jump_variances = schedule, None
-        previous_z = jnp.zeros(shape, dtype)
     else:
         rows = jax.tree.map(lambda field: field[schedule.call_levels], schedule.levels)
-        jump_variances, previous_z = schedule.jump_variances, None
-
-    num_calls = len(rows.timestep)
+        jump_variances = schedule.jump_variances
+    num_model_calls = len(rows.timestep)
     # Where call i's preview goes; one past the end, which writes nothing, for calls without one.
-    slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
+    slots = jnp.full(num_model_calls, len(preview_calls), jnp.int32)
     slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
         jnp.arange(len(preview_calls), dtype=jnp.int32)
     )
+    calls = (jnp.arange(num_model_calls, dtype=jnp.int32), rows, jump_variances, slots)
+    if num_calls < num_model_calls:
+        calls = jax.tree.map(
+            lambda field: jax.lax.dynamic_slice_in_dim(field, carry.calls_done, num_calls), calls
+        )
 
     def model_call(carry: tuple[Any, ...], call: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
         sample, previous_z, previews = carry
         index, row, jump_variance, slot = call
         model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
-        z = fresh_noise(index + 1)
+        z = _noise_of(key, index + 1, sample.shape, dtype)
         if isinstance(row, CorrelatedCoefficients):
             sample, x0 = correlated_transition(
                 config, row, model_output, sample, previous_z, original_image, mask, z
@@ -189,8 +293,8 @@ def _run_chain(
             jax.debug.callback(lambda calls_done: progress(int(calls_done)), index + 1)
         return (sample, previous_z, previews), None
 
-    sample = fresh_noise(0) if initial_sample is None else initial_sample.astype(dtype)
-    previews = jnp.zeros((len(preview_calls), *shape), image_dtype)
-    calls = (jnp.arange(num_calls, dtype=jnp.int32), rows, jump_variances, slots)
-    (sample, _, previews), _ = jax.lax.scan(model_call, (sample, previous_z, previews), calls)
-    return sample.astype(image_dtype), previews
+    previews = jnp.zeros((len(preview_calls), *original_image.shape), image_dtype)
+    (sample, previous_z, previews), _ = jax.lax.scan(
+        model_call, (carry.sample, carry.previous_noise, previews), calls
+    )
+    return ChainCarry(sample, previous_z, carry.calls_done + num_calls), previews

@@ -14,6 +14,7 @@ from PIL import Image
 
 from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
+from repaint_jax.devices import replicate, shard_batch
 from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, resize_together
 from repaint_jax.inpaint import inpaint
 from repaint_jax.keys import is_key_vector
@@ -108,6 +109,7 @@ class RePaintPipeline:
     def from_unet2d(cls, unet: UNet2D, config: RePaintSchedulerConfig) -> Self:
         """Put a model and the settings of its scheduler together."""
         model_fn, params = nnx_model_fn(unet)
+        params = replicate(params)
         image_shape = (*unet.config.height_and_width, unet.config.in_channels)
         return cls(model_fn, params, create_state(config), image_shape, unet.config)
 
@@ -205,22 +207,29 @@ class RePaintPipeline:
         state = self.set_timesteps(
             num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
         )
+        # Rows up to a multiple of the devices are filled with copies of the last one.
+        num_results = len(images) * num_samples
+        devices = self._devices()[:num_results]
+        rows = np.minimum(np.arange(num_results + -num_results % len(devices)), num_results - 1)
         if class_labels is not None:
             class_labels = self._checked_labels("class_labels", class_labels, len(images))
-            class_labels = class_labels.repeat(num_samples)
-        model_fn, params = self._guided(
+            class_labels = class_labels[rows // num_samples]
+        model_fn, params = self.guided_model(
             state.config, class_labels, guidance_scale, null_label, cond_fn, cond_params
         )
+        keys = _sample_keys(key, len(images), num_samples)
+        batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
+        if len(devices) > 1:
+            batch, params = shard_batch(batch, devices), replicate(params, devices)
         result, previews = inpaint(
             state,
             model_fn,
             params,
-            jnp.asarray(images.repeat(num_samples, axis=0)),
-            jnp.asarray(masks.repeat(num_samples, axis=0)),
-            _sample_keys(key, len(images), num_samples),
+            *batch,
             preview_calls=() if preview_calls is None else preview_calls,
             progress=progress,
         )
+        result, previews = result[:num_results], previews[:, :num_results]
         if not bool(jnp.isfinite(result).all()):
             raise FloatingPointError("the model's result has values that are not finite")
         return ImagePipelineOutput(
@@ -258,6 +267,12 @@ class RePaintPipeline:
         config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
         return set_timesteps(create_state(config), **chosen)
 
+    def _devices(self) -> list[jax.Device]:
+        """All that this process has, unless params are sharded already: then JAX knows where to compute."""
+        leaves = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array)]
+        whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
+        return jax.local_devices() if whole else jax.local_devices()[:1]
+
     def _checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
         """Return one label for each image."""
         labels = np.asarray(class_labels)
@@ -272,16 +287,19 @@ class RePaintPipeline:
             raise ValueError(f"{name} is {class_labels!r}, expected labels from 0 to {num_classes - 1}")
         return np.broadcast_to(labels.astype(np.int32), (num_images,))
 
-    def _guided(
+    def guided_model(
         self,
         config: RePaintSchedulerConfig,
         class_labels: Any,
-        guidance_scale: float,
-        null_label: int | None,
-        cond_fn: CondFn | None,
-        cond_params: Any,
+        guidance_scale: float = 1.0,
+        null_label: int | None = None,
+        cond_fn: CondFn | None = None,
+        cond_params: Any = None,
     ) -> tuple[Callable[..., jax.Array], Any]:
-        """Wrap the model in what the arguments ask for."""
+        """Return a model_fn and its params that do what a call with these arguments asks for.
+
+        class_labels holds one for each image of the batch, or is None.
+        """
         model_fn, params = self.model_fn, self.params
         conditional = self.unet_config is not None and self.unet_config.is_class_conditional
         follows_gradient = cond_fn is not None or self.classifier is not None

@@ -1,0 +1,109 @@
+"""Batches over several devices, with JAX's own sharding, and how large a batch fits one of them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from repaint_jax.checks import check_int
+from repaint_jax.inpaint import ModelFn, inpaint
+from repaint_jax.scheduler import RePaintSchedulerState
+
+Tree = TypeVar("Tree")
+
+
+def shard_batch(batch: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
+    """Lay the leading axis of every array out over devices.
+
+    `inpaint` on what comes back, and on `replicate`d parameters, runs on all of the devices at once and
+    compiles to a program in which they exchange nothing.
+
+    Args:
+        batch: a pytree of arrays and vectors of keys, such as (images, masks, keys), of one length, a
+            multiple of the number of devices.
+        devices: `jax.local_devices()` where None.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    lengths = {len(leaf) for leaf in jax.tree.leaves(batch)}
+    if len(lengths) > 1 or any(length % len(devices) for length in lengths):
+        raise ValueError(
+            f"batch has leading axes of length {sorted(lengths)}, expected one length, a multiple of the "
+            f"{len(devices)} devices"
+        )
+    return jax.device_put(batch, NamedSharding(_mesh(devices), PartitionSpec("batch")))
+
+
+def replicate(params: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
+    """Put a copy of every array on each device, `jax.local_devices()` where None."""
+    devices = jax.local_devices() if devices is None else devices
+    return jax.device_put(params, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), ("batch",))
+
+
+def largest_batch_size(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    image_shape: tuple[int, ...],
+    *,
+    dtype: Any = jnp.float32,
+    bytes_limit: int | None = None,
+) -> int:
+    """Say how many images `inpaint` can take at once on one device, without running it.
+
+    The chain is compiled for one image and for two, and the difference of what XLA says each needs is an
+    image's share; it does not depend on the number of model calls.
+
+    Args:
+        state: with a schedule.
+        model_fn: as `inpaint` takes it.
+        params: its parameters, or their shapes and dtypes.
+        image_shape: [H, W, C] of one image.
+        dtype: of the images.
+        bytes_limit: memory to fit into; where None what the first local device has, of which a CPU's is
+            the machine's.
+
+    Returns:
+        The batch size, 0 where not even one image fits.
+    """
+    if bytes_limit is None:
+        bytes_limit = _bytes_limit(jax.local_devices()[0])
+    check_int("bytes_limit", bytes_limit, 1)
+    one, two = (_bytes_needed(state, model_fn, params, image_shape, dtype, size) for size in (1, 2))
+    return max(0, 1 + (bytes_limit - one) // max(two - one, 1))
+
+
+def _bytes_needed(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    image_shape: tuple[int, ...],
+    dtype: Any,
+    batch_size: int,
+) -> int:
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), dtype)
+    masks = jax.ShapeDtypeStruct((batch_size, *image_shape[:-1], 1), dtype)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+    chain = jax.jit(inpaint, static_argnums=1).lower(state, model_fn, params, images, masks, keys)
+    memory = chain.compile().memory_analysis()
+    if memory is None:
+        raise NotImplementedError("this backend of JAX does not say how much memory a program needs")
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def _bytes_limit(device: jax.Device) -> int:
+    statistics = device.memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(statistics.get("bytes_limit", machine))

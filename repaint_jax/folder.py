@@ -1,0 +1,374 @@
+"""Inpaint a folder of pictures on all devices, whatever happens on the way.
+
+The results to make, `num_samples` of each picture, are numbered in the order of the pictures' names and cut
+into batches. A batch is always made of the same results in the same places, whatever is finished already,
+and goes as a whole to one device: a resumed run, and one on more devices or hosts, writes the same bytes. A
+picture that cannot be used leaves its place in the batch empty.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repaint_jax.chains import ChainRunner
+from repaint_jax.checks import check_int
+from repaint_jax.datasets import SUFFIXES
+from repaint_jax.files import read_json, whole_file, write_json
+from repaint_jax.images import (
+    array_to_pil,
+    image_to_array,
+    mask_to_array,
+    open_image,
+    resize_together,
+    save_picture,
+)
+from repaint_jax.pipeline import RePaintPipeline
+
+RECORD = "repaint.json"
+CHAINS = ".chains"  # unfinished chains, below the folder of results
+
+
+class Result(NamedTuple):
+    """A picture to make."""
+
+    name: str  # of the picture with the hole, relative to its folder
+    sample: int
+    path: Path
+
+
+class Batch(NamedTuple):
+    """Results that are computed together, and what they are computed from; rows without a picture are 0."""
+
+    number: int
+    results: Sequence[Result]
+    images: NDArray[np.float32]  # [batch_size, H, W, C]
+    masks: NDArray[np.float32]  # [batch_size, H, W, 1]
+    keys: NDArray[np.uint32]  # [batch_size, ...], a key's data for each row
+    failures: dict[str, str]  # why a picture cannot be used, by its name
+
+
+def inpaint_folder(
+    pipe: RePaintPipeline,
+    images: Path,
+    masks: Path,
+    output: Path,
+    *,
+    schedule: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    batch_size: int = 16,
+    resize: bool = False,
+    class_label: int | None = None,
+    guidance_scale: float = 1.0,
+    official_layout: bool = False,
+    checkpoint_every: int | None = None,
+    described: Mapping[str, Any] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict[str, str]:
+    """Inpaint all pictures below a folder; started again it makes what is still missing.
+
+    A result depends on the run's seed and the picture's name, not on its place among the others. Known
+    pixels keep their values exactly.
+
+    Args:
+        pipe: the model.
+        images: folder of pictures, at any depth, each of the model's size.
+        masks: a mask for all of them, or a folder with a mask for each, under the picture's own name
+            with any picture's suffix; white keeps, black inpaints.
+        output: folder for the results, `NAME.png`, or `NAME-1.png` and so on for several samples; a record
+            of the run's settings, `repaint.json`, stands beside them.
+        schedule: the keyword arguments of `RePaintPipeline.set_timesteps`.
+        seed: of the noise.
+        num_samples: results for each picture.
+        batch_size: results that a device computes at a time.
+        resize: resize pictures and masks together to the model's size.
+        class_label: for all pictures; see `RePaintPipeline`, as for guidance_scale.
+        guidance_scale: how far to follow a classifier.
+        official_layout: write the four folders of the official code: `inpainted`, `gt`, `gt_masked` and
+            `gt_keep_mask`.
+        checkpoint_every: model calls after which unfinished chains are saved; they resume there.
+        described: more settings for the record, such as the model's name.
+        process_index: which of `process_count` processes this is; each takes its share of the batches.
+        process_count: how many processes there are.
+
+    Returns:
+        Of the pictures that this process could not use, by name, why not.
+
+    Raises:
+        ValueError: the folders cannot be used, or output holds the results of other settings.
+        OSError: a result cannot be written.
+        MemoryError: not even one picture at a time fits the device.
+    """
+    for name, value in (
+        ("num_samples", num_samples),
+        ("batch_size", batch_size),
+        ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
+        ("process_count", process_count),
+    ):
+        check_int(name, value, 1)
+    check_int("process_index", process_index, 0)
+    if process_index >= process_count:
+        raise ValueError(
+            f"process_index is {process_index}, expected less than process_count={process_count}"
+        )
+    names = _pictures_to_inpaint(images)
+    mask_paths = _mask_paths(masks, names)
+    for name, folder in (("images", images), ("masks", masks)):
+        if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
+            raise ValueError(f"output is {output}, expected a folder outside {name}, {folder}")
+    state = pipe.set_timesteps(**(schedule or {}))
+    settings = {
+        **(described or {}),
+        "images": str(images.resolve()),
+        "masks": str(masks.resolve()),
+        "schedule": dict(schedule or {}),
+        "num_model_calls": state.num_model_calls,
+        "seed": seed,
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "resize": resize,
+        "class_label": class_label,
+        "guidance_scale": guidance_scale,
+        "official_layout": official_layout,
+    }
+    _record(output, settings)
+
+    place = output / "inpainted" if official_layout else output
+    results = [
+        Result(name, sample, _result_path(place, name, sample, num_samples))
+        for name in names
+        for sample in range(num_samples)
+    ]
+    batches = [
+        (number, results[start : start + batch_size])
+        for number, start in enumerate(range(0, len(results), batch_size))
+        if number % process_count == process_index
+    ]
+    unfinished = [
+        (number, batch) for number, batch in batches if not all(result.path.exists() for result in batch)
+    ]
+
+    def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
+        labels = None if class_label is None else np.full(rows, class_label, np.int32)
+        return pipe.guided_model(state.config, labels, guidance_scale)
+
+    load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, jax.random.key(seed))
+    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
+    write = partial(_write, output if official_layout else None)
+    total = sum(len(batch) for _, batch in batches)
+    done = total - sum(len(batch) for _, batch in unfinished)
+    with tqdm(total=total, initial=done, unit="picture", disable=None) as bar:
+        failures = _run(unfinished, load, chains, write, bar, state.num_model_calls or 0)
+    _tidy(output, [result.path for _, batch in batches for result in batch])
+    return failures
+
+
+def _run(
+    batches: Sequence[tuple[int, Sequence[Result]]],
+    load: Callable[[int, Sequence[Result]], Batch],
+    chains: ChainRunner,
+    write: Callable[[Batch, int, NDArray[np.float32]], None],
+    bar: "tqdm[Any]",
+    num_model_calls: int,
+) -> dict[str, str]:
+    """Decode, compute and encode at the same time, with a few batches on the way."""
+    devices = len(chains.devices)
+    failures: dict[str, str] = {}
+    computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
+    written: deque[tuple[int, list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(2 * devices) as files, ThreadPoolExecutor(devices) as computing:
+
+        def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
+            batch = loaded.result()
+            if all(result.name in batch.failures for result in batch.results):
+                return batch, batch.images
+            return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
+
+        def finish_oldest() -> None:
+            batch, samples = computed.popleft().result()
+            failures.update(batch.failures)
+            writes = []
+            for row, result in enumerate(batch.results):
+                if result.name not in batch.failures and not np.isfinite(samples[row]).all():
+                    failures[result.name] = f"sample {result.sample + 1} has values that are not finite"
+                elif result.name not in batch.failures:
+                    writes.append(files.submit(write, batch, row, samples[row]))
+            finish_writing()
+            written.append((batch.number, writes))
+            bar.update(len(batch.results))
+            if not bar.disable:
+                calls = (bar.n - bar.initial) * num_model_calls
+                bar.set_postfix_str(f"{calls / bar.format_dict['elapsed']:.0f} calls/s")
+
+        def finish_writing() -> None:
+            while written:
+                number, writes = written.popleft()
+                for one in writes:
+                    one.result()
+                chains.forget(str(number))
+
+        try:
+            for number, results in batches:
+                loaded = files.submit(load, number, results)
+                computed.append(computing.submit(compute, loaded))
+                if len(computed) > 2 * devices:
+                    finish_oldest()
+            while computed:
+                finish_oldest()
+            finish_writing()
+        except BaseException:
+            computing.shutdown(wait=False, cancel_futures=True)
+            files.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failures
+
+
+# Files
+
+
+def _picture_names(folder: Path) -> list[str]:
+    """Names of all pictures at any depth, relative to the folder."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _pictures_to_inpaint(images: Path) -> list[str]:
+    if not images.is_dir():
+        raise ValueError(f"images is {images}, which is not a folder")
+    names = _picture_names(images)
+    if not names:
+        raise ValueError(f"images is {images}, which holds no pictures ({', '.join(SUFFIXES)})")
+    of_stem: dict[str, str] = {}
+    for name in names:
+        other = of_stem.setdefault(_stem(name), name)
+        if other != name:
+            raise ValueError(
+                f"images has {other} and {name}, expected names that differ before their suffix"
+            )
+    return names
+
+
+def _mask_paths(masks: Path, names: Sequence[str]) -> Mapping[str, Path]:
+    """Find the masks of the pictures that have one."""
+    if masks.is_file():
+        open_image(masks)
+        return dict.fromkeys(names, masks)
+    if not masks.is_dir():
+        raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
+    of_stem = {_stem(name): masks / name for name in _picture_names(masks)}
+    return {name: of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
+
+
+def _result_path(place: Path, name: str, sample: int, num_samples: int) -> Path:
+    number = f"-{sample + 1}" if num_samples > 1 else ""
+    return place / f"{_stem(name)}{number}.png"
+
+
+def _record(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings beside the results, or refuse those that are not what is written there."""
+    settings = json.loads(json.dumps(settings))
+    path = output / RECORD
+    if path.exists():
+        recorded = read_json(path).get("settings", {})
+        for name in {**recorded, **settings}:
+            if recorded.get(name) != settings.get(name):
+                raise ValueError(
+                    f"output is {output}, which holds results of other settings: {name} is "
+                    f"{recorded.get(name)!r} there and {settings.get(name)!r} here"
+                )
+        return
+    versions = {name: version(name) for name in ("repaint_jax", "jax", "jaxlib", "numpy", "pillow")}
+    with whole_file(path) as unfinished:
+        write_json(unfinished, {"settings": settings, "versions": versions})
+
+
+def _tidy(output: Path, paths: Sequence[Path]) -> None:
+    """Remove what killed runs have left of files that are whole now."""
+    names = {path.name for path in paths}
+    for folder in {path.parent for path in paths}:
+        for unfinished in folder.glob(".*.unfinished"):
+            if unfinished.name[1:].rsplit(".", 2)[0] in names:
+                unfinished.unlink(missing_ok=True)
+    with suppress(OSError):  # other processes have chains there, or there never were any
+        (output / CHAINS).rmdir()
+
+
+def _load(
+    image_shape: tuple[int, int, int],
+    images: Path,
+    mask_paths: Mapping[str, Path],
+    resize: bool,
+    batch_size: int,
+    run_key: jax.Array,
+    number: int,
+    results: Sequence[Result],
+) -> Batch:
+    """Read the pictures and masks of a batch."""
+    pixels = np.zeros((batch_size, *image_shape), np.float32)
+    holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
+    words = np.zeros((batch_size, 3), np.uint32)
+    failures: dict[str, str] = {}
+    decoded: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    for row, (name, sample, _) in enumerate(results):
+        if name not in decoded and name not in failures:
+            try:
+                decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
+            except (ValueError, TypeError, OSError) as error:
+                failures[name] = " ".join(str(error).split())
+        if name in decoded:
+            pixels[row], holes[row] = decoded[name]
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        words[row] = *np.frombuffer(digest[:8], "<u4"), sample
+    return Batch(number, results, pixels, holes, np.asarray(_keys(run_key, words)), failures)
+
+
+@jax.jit
+def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
+    """Fold each row of words [N, n] into the key, and return the data of the N keys."""
+
+    def of_row(row: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, len(row), lambda i, key: jax.random.fold_in(key, row[i]), run_key)
+
+    return jax.random.key_data(jax.vmap(of_row)(words))
+
+
+def _decode(
+    image_path: Path, mask_path: Path | None, image_shape: tuple[int, int, int], resize: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if mask_path is None:
+        raise ValueError("there is no mask of its name")
+    image, mask = open_image(image_path), open_image(mask_path)
+    if resize:
+        (image,), (mask,) = resize_together([image], [mask], image_shape)
+    return image_to_array(image, image_shape), mask_to_array(mask, image_shape)
+
+
+def _write(official: Path | None, batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
+    """Write a result, after what the official layout has beside it."""
+    name, sample, path = batch.results[row]
+    if official is not None and sample == 0:
+        image, mask = batch.images[row], batch.masks[row]
+        beside = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
+        for kind, array in beside.items():
+            save_picture(array_to_pil(array), _result_path(official / kind, name, 0, 1))
+    save_picture(array_to_pil(pixels), path)

@@ -1,0 +1,248 @@
+"""A folder of pictures: the same files whatever happens, and what is wrong with one costs only that one."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import repaint_jax as rp
+from repaint_jax import cli
+from repaint_jax.chains import ChainRunner
+from repaint_jax.folder import inpaint_folder
+
+NUM_PICTURES = 7
+CALLS = 8
+BATCH_SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def pipe(model_folder) -> rp.RePaintPipeline:
+    return rp.RePaintPipeline.from_pretrained(model_folder)
+
+
+@pytest.fixture
+def work(tmp_path) -> Path:
+    """Pictures `in` and `masks`, in a folder and below it, with spaces and unicode in their names."""
+    rng = np.random.default_rng(0)
+    for index in range(NUM_PICTURES):
+        name = f"photo {index} ü" if index % 2 else f"deeper/{index}.v2"
+        hole = np.where(rng.random((8, 8)) < 0.5, 0, 255)
+        for kind, pixels in (("in", rng.integers(0, 256, (8, 8))), ("masks", hole)):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path
+
+
+def run(pipe, work: Path, output: str, **options) -> dict[str, str]:
+    options = {"schedule": {"num_model_calls": CALLS}, "batch_size": BATCH_SIZE, **options}
+    return inpaint_folder(pipe, work / "in", work / "masks", work / output, **options)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "repaint.json"
+    }
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+# What it writes
+
+
+def test_results_stand_under_their_pictures_names_with_known_pixels_as_they_were(pipe, work):
+    assert run(pipe, work, "out") == {}
+    names = {path.relative_to(work / "in").as_posix() for path in (work / "in").rglob("*.png")}
+    assert set(files_below(work / "out")) == names and len(names) == NUM_PICTURES
+    for name in names:
+        known = pixels(work / "masks" / name) == 255
+        result, original = pixels(work / "out" / name), pixels(work / "in" / name)
+        np.testing.assert_array_equal(result[known], original[known])
+        assert (result != original).any()
+
+
+def test_several_samples_are_numbered_and_differ(pipe, work):
+    run(pipe, work, "out", num_samples=3)
+    written = files_below(work / "out")
+    assert len(written) == 3 * NUM_PICTURES
+    assert len({written[f"photo 1 ü-{sample}.png"] for sample in (1, 2, 3)}) == 3
+
+
+def test_a_result_does_not_depend_on_the_other_pictures_or_the_batch_size(pipe, work):
+    run(pipe, work, "out")
+    (work / "in" / "aaa.png").write_bytes((work / "in" / "photo 1 ü.png").read_bytes())
+    (work / "masks" / "aaa.png").write_bytes((work / "masks" / "photo 1 ü.png").read_bytes())
+    run(pipe, work, "more", batch_size=3)
+    for name in files_below(work / "out"):
+        ours, theirs = (pixels(work / output / name).astype(int) for output in ("out", "more"))
+        assert abs(ours - theirs).max() <= 1, "only the rounding of the network's arithmetic may differ"
+    assert (pixels(work / "more" / "aaa.png") != pixels(work / "more" / "photo 1 ü.png")).any()
+
+
+def test_one_mask_for_all(pipe, work):
+    only = work / "only.png"
+    shutil.copy(work / "masks" / "photo 1 ü.png", only)
+    assert inpaint_folder(pipe, work / "in", only, work / "out", schedule={"num_model_calls": CALLS}) == {}
+    assert len(files_below(work / "out")) == NUM_PICTURES
+
+
+def test_pictures_are_resized_with_their_masks_on_request(pipe, work):
+    for kind in ("in", "masks"):
+        Image.new("L", (20, 30), 255).save(work / kind / "large.png")
+    assert list(run(pipe, work, "out")) == ["large.png"]
+    assert run(pipe, work, "resized", resize=True) == {}
+    assert Image.open(work / "resized" / "large.png").size == (8, 8)
+
+
+def test_the_official_layout(pipe, work):
+    run(pipe, work, "out", official_layout=True, num_samples=2)
+    written = files_below(work / "out")
+    kinds = {name.split("/")[0] for name in written}
+    assert kinds == {"inpainted", "gt", "gt_masked", "gt_keep_mask"}
+    assert len(written) == (2 + 3) * NUM_PICTURES
+    original, mask = pixels(work / "in" / "photo 1 ü.png"), pixels(work / "masks" / "photo 1 ü.png")
+    np.testing.assert_array_equal(pixels(work / "out/gt/photo 1 ü.png"), original)
+    np.testing.assert_array_equal(pixels(work / "out/gt_keep_mask/photo 1 ü.png"), mask)
+    np.testing.assert_array_equal(
+        pixels(work / "out/gt_masked/photo 1 ü.png"), np.where(mask == 255, original, 0)
+    )
+
+
+# The same files
+
+
+@pytest.fixture
+def unbroken(pipe, work) -> dict[str, bytes]:
+    run(pipe, work, "unbroken")
+    return files_below(work / "unbroken")
+
+
+def test_a_second_run_makes_only_what_is_missing(pipe, work, unbroken):
+    output = work / "unbroken"
+    lost = output / "photo 3 ü.png"
+    lost.unlink()
+    kept = output / "photo 5 ü.png"
+    before = kept.stat().st_mtime_ns
+    run(pipe, work, "unbroken")
+    assert files_below(output) == unbroken
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_saved_chains_change_nothing_and_are_gone_at_the_end(pipe, work, unbroken):
+    run(pipe, work, "saved", checkpoint_every=3)
+    assert files_below(work / "saved") == unbroken
+    assert not (work / "saved" / ".chains").exists()
+
+
+def test_a_chain_resumes_where_it_was_saved(pipe, work, unbroken, monkeypatch):
+    calls = []
+    monkeypatch.setattr("repaint_jax.chains.continue_chain", interrupted_after(calls, 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, work, "saved", checkpoint_every=3)
+    assert list((work / "saved" / ".chains").glob("*.npz"))
+    monkeypatch.setattr("repaint_jax.chains.continue_chain", interrupted_after(calls, 1000))
+    del calls[:]
+    run(pipe, work, "saved", checkpoint_every=3)
+    assert sum(calls) < CALLS * 4, "all four batches from the start"
+    assert files_below(work / "saved") == unbroken
+
+
+def interrupted_after(calls: list[int], stretches: int):
+    def continue_chain(*arguments):
+        if len(calls) == stretches:
+            raise KeyboardInterrupt
+        calls.append(arguments[-1])
+        return rp.continue_chain(*arguments)
+
+    return continue_chain
+
+
+def test_processes_share_the_work(pipe, work, unbroken):
+    for index in range(3):
+        run(pipe, work, "shared", process_index=index, process_count=3)
+    assert files_below(work / "shared") == unbroken
+
+
+def command(model_folder: Path, work: Path, output: str, *options: object, devices: int = 1):
+    words = ["folder", work / "in", work / "masks", work / output, "--model", model_folder]
+    words += ["--model-calls", CALLS, "--batch-size", BATCH_SIZE, *options]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "repaint_jax", *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_eight_devices_write_what_one_does(model_folder, work, unbroken):
+    errors = finish(command(model_folder, work, "eight", devices=8))
+    assert files_below(work / "eight") == unbroken
+    assert "picture" not in errors, "no progress bar where there is no terminal"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_under_jax_distributed_write_what_one_does(model_folder, work, unbroken, count):
+    port = 20_000 + os.getpid() % 20_000 + count
+    hosts = ("--coordinator", f"localhost:{port}", "--num-processes", count, "--process-id")
+    processes = [command(model_folder, work, "hosts", *hosts, index) for index in range(count)]
+    for process in processes:
+        finish(process)
+    assert files_below(work / "hosts") == unbroken
+
+
+@pytest.mark.slow
+def test_started_twice_by_mistake(model_folder, work, unbroken):
+    for process in [command(model_folder, work, "twice", "--checkpoint-every", 3) for _ in range(2)]:
+        finish(process)
+    assert files_below(work / "twice") == unbroken
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_with_the_same_files(model_folder, work, unbroken):
+    options = ("--checkpoint-every", 2)
+    started = time.monotonic()
+    finish(command(model_folder, work, "warm", *options))
+    duration = time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(20):
+        process = command(model_folder, work, "killed", *options)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(duration * moments.uniform(0.2, 1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in (work / "killed").rglob("[!.]*.png"):
+            Image.open(path).load()  # whole
+        shutil.rmtree(work / "killed", ignore_errors=moments.random() < 0.2) if moments.random() < 0.2 else None
+    finish(command(model_folder, work, "killed", *options))
+    assert files_below(work / "killed") == unbroken
