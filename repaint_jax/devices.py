@@ -59,7 +59,8 @@ def largest_batch_size(
     """Say how many images `inpaint` can take at once on one device, without running it.
 
     The chain is compiled for one image and for two, and the difference of what XLA says each needs is an
-    image's share; it does not depend on the number of model calls.
+    image's share; then for the result, to be sure. The number of model calls hardly matters: a call needs
+    the memory of the one before, and a few coefficients.
 
     Args:
         state: with a schedule.
@@ -76,8 +77,16 @@ def largest_batch_size(
     if bytes_limit is None:
         bytes_limit = _bytes_limit(jax.local_devices()[0])
     check_int("bytes_limit", bytes_limit, 1)
-    one, two = (_bytes_needed(state, model_fn, params, image_shape, dtype, size) for size in (1, 2))
-    return max(0, 1 + (bytes_limit - one) // max(two - one, 1))
+
+    def needed(batch_size: int) -> int:
+        return _bytes_needed(state, model_fn, params, image_shape, dtype, batch_size)
+
+    one = needed(1)
+    share = max(needed(2) - one, 1)
+    size = max(0, 1 + (bytes_limit - one) // share)
+    while size > 1 and (excess := needed(size) - bytes_limit) > 0:
+        size = max(1, size + -excess // share)
+    return size
 
 
 def _bytes_needed(

@@ -130,6 +130,12 @@ def inpaint_folder(
         if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
             raise ValueError(f"output is {output}, expected a folder outside {name}, {folder}")
     state = pipe.set_timesteps(**(schedule or {}))
+
+    def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
+        labels = None if class_label is None else np.full(rows, class_label, np.int32)
+        return pipe.guided_model(state.config, labels, guidance_scale)
+
+    model_of(1)  # refuses labels and scales that do not fit the model
     settings = {
         **(described or {}),
         "images": str(images.resolve()),
@@ -160,10 +166,6 @@ def inpaint_folder(
     unfinished = [
         (number, batch) for number, batch in batches if not all(result.path.exists() for result in batch)
     ]
-
-    def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
-        labels = None if class_label is None else np.full(rows, class_label, np.int32)
-        return pipe.guided_model(state.config, labels, guidance_scale)
 
     load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, jax.random.key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)

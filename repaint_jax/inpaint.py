@@ -185,6 +185,8 @@ def continue_chain(
     """
     schedule_of(state)
     _check_arguments(model_fn, original_image, mask, key, progress)
+    if not isinstance(carry, ChainCarry):
+        raise TypeError(f"carry is {carry!r}, expected a ChainCarry, as start_chain makes")
     check_like_image("carry.sample", carry.sample, original_image)
     check_int("num_calls", num_calls, 1)
     left = state.num_model_calls or 0

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -204,6 +203,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_eight_devices_write_what_one_does(model_folder, work, unbroken):
     errors = finish(command(model_folder, work, "eight", devices=8))
     assert files_below(work / "eight") == unbroken
@@ -231,18 +231,150 @@ def test_started_twice_by_mistake(model_folder, work, unbroken):
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_with_the_same_files(model_folder, work, unbroken):
     options = ("--checkpoint-every", 2)
+    finish(command(model_folder, work, "compiles", *options))
     started = time.monotonic()
-    finish(command(model_folder, work, "warm", *options))
+    finish(command(model_folder, work, "timed", *options))
     duration = time.monotonic() - started
     moments = random.Random(0)
-    for _ in range(20):
-        process = command(model_folder, work, "killed", *options)
+    found = set()
+    for attempt in range(20):
+        process = command(model_folder, work, f"killed {attempt}", *options)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(duration * moments.uniform(0.2, 1))
+            process.wait(duration * moments.uniform(0.4, 1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        for path in (work / "killed").rglob("[!.]*.png"):
+        visible = list((work / f"killed {attempt}").rglob("[!.]*.png"))
+        found.add(len(visible))
+        for path in visible:
             Image.open(path).load()  # whole
-        shutil.rmtree(work / "killed", ignore_errors=moments.random() < 0.2) if moments.random() < 0.2 else None
-    finish(command(model_folder, work, "killed", *options))
-    assert files_below(work / "killed") == unbroken
+        finish(command(model_folder, work, f"killed {attempt}", *options))
+        assert files_below(work / f"killed {attempt}") == unbroken
+    assert len(found) > 2, "some were killed in the middle"
+
+
+# What is wrong with a picture costs only that picture
+
+
+def test_broken_pictures_are_reported_and_cost_only_themselves(model_folder, pipe, work, unbroken, capsys):
+    whole = (work / "in" / "photo 1 ü.png").read_bytes()
+    (work / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (work / "in" / "text.png").write_text("no picture")
+    Image.new("L", (1, 1)).save(work / "in" / "tiny.png")
+    Image.new("1", (20_000, 20_000)).save(work / "in" / "bomb.png")
+    for name in ("maskless", "small mask"):
+        shutil.copy(work / "in" / "photo 1 ü.png", work / "in" / f"{name}.png")
+    for name in ("cut", "text", "tiny", "bomb"):
+        shutil.copy(work / "masks" / "photo 1 ü.png", work / "masks" / f"{name}.png")
+    Image.new("L", (9, 8)).save(work / "masks" / "small mask.png")
+    words = ["folder", work / "in", work / "masks", work / "out", "--model", model_folder]
+    assert cli.main(list(map(str, [*words, "--model-calls", CALLS, "--batch-size", BATCH_SIZE]))) == 1
+    errors = capsys.readouterr().err.splitlines()
+    for name, reason in {
+        "cut.png": "is not a picture that can be read",
+        "text.png": "is not a picture that can be read",
+        "tiny.png": "image has shape (1, 1, 1), expected the model's (8, 8, 1)",
+        "bomb.png": "exceeds limit",
+        "maskless.png": "there is no mask of its name",
+        "small mask.png": "mask has shape (8, 9, 1), expected (8, 8, 1)",
+    }.items():
+        about = [line for line in errors if line.startswith(f"repaint-jax folder: {name}: ")]
+        assert len(about) == 1 and reason in about[0]
+    written = files_below(work / "out")
+    assert set(written) == set(unbroken)
+
+
+def test_results_that_are_not_finite_are_not_written(pipe, work):
+    broken = rp.RePaintPipeline(lambda p, x, t: x * jnp.nan, None, pipe.state, pipe.image_shape)
+    failures = run(broken, work, "out")
+    assert set(failures.values()) == {"sample 1 has values that are not finite"}
+    assert files_below(work / "out") == {}
+
+
+def test_a_second_run_with_other_settings_is_refused(pipe, work):
+    run(pipe, work, "out")
+    with pytest.raises(ValueError, match="holds results of other settings: seed is 0 there and 1 here"):
+        run(pipe, work, "out", seed=1)
+    record = json.loads((work / "out" / "repaint.json").read_text())
+    assert record["settings"]["num_model_calls"] == CALLS
+    assert record["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": "nowhere"}, "images is .*nowhere, which is not a folder"),
+        ({"images": "empty"}, "images is .*empty, which holds no pictures"),
+        ({"masks": "nowhere"}, "masks is .*nowhere, which is neither a picture nor a folder"),
+        ({"masks": "text.png"}, "text.png is not a picture that can be read"),
+        ({"output": "in/out"}, "output is .*out, expected a folder outside images"),
+        ({"output": "masks"}, "output is .*masks, expected a folder outside masks"),
+        ({"num_samples": 0}, "num_samples is 0, expected an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, expected an integer of at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0, expected an integer of at least 1"),
+        (
+            {"process_index": 2, "process_count": 2},
+            "process_index is 2, expected less than process_count=2",
+        ),
+        ({"schedule": {"num_model_calls": 7}}, "num_model_calls is 7, expected an integer of at least 8"),
+        ({"class_label": 1}, "class_labels is .*, but the model is not class-conditional"),
+    ],
+)
+def test_what_is_refused_before_anything_is_computed(pipe, work, changed, message):
+    (work / "empty").mkdir()
+    (work / "text.png").write_text("no picture")
+    folders = {name: work / changed.pop(name, default) for name, default in FOLDERS.items()}
+    with pytest.raises(ValueError, match=message):
+        inpaint_folder(pipe, *folders.values(), **changed)
+    assert not (work / "out").exists()
+
+
+FOLDERS = {"images": "in", "masks": "masks", "output": "out"}
+
+
+def test_two_pictures_of_one_name_are_refused(pipe, work):
+    Image.new("L", (8, 8)).save(work / "in" / "photo 1 ü.jpg")
+    with pytest.raises(ValueError, match="expected names that differ before their suffix"):
+        run(pipe, work, "out")
+
+
+# What is wrong with the disk or the device
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence(model_folder, work):
+    limited = "import resource, signal, sys; from repaint_jax.cli import main; "
+    limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); sys.exit(main(sys.argv[1:]))"
+    (work / "out").mkdir()
+    words = ["folder", work / "in", work / "masks", work / "out", "--model", model_folder]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("repaint-jax folder: ") and done.stderr.count("\n") == 1
+    assert files_below(work / "out") == {}
+
+
+def test_an_output_that_is_a_file_is_refused(model_folder, work, capsys):
+    (work / "out").write_text("mine")
+    words = ["folder", work / "in", work / "masks", work / "out", "--model", model_folder]
+    assert cli.main(list(map(str, words))) == 2
+    assert capsys.readouterr().err.startswith("repaint-jax folder: ")
+    assert (work / "out").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_too_large_batches_are_halved_until_they_fit(work):
+    def greedy(params, sample, timestep):  # 8 rows would take 2 TiB, 4 a quarter of a GiB
+        heap = jnp.arange(len(sample) ** 13, dtype=jnp.float32) * sample[0, 0, 0, 0]
+        return sample + 0 * (heap @ jnp.sin(heap))
+
+    state = rp.set_timesteps_for_budget(rp.create_state(), 8)
+    chains = ChainRunner(state, lambda rows: (greedy, None), 8, None, work)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (8, 4, 4, 1)).astype(np.float32)
+    masks = np.zeros_like(images)
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), 8)))
+    expected = rp.inpaint(
+        state, lambda params, sample, timestep: sample, None, images, masks, jax.random.wrap_key_data(keys)
+    )
+    np.testing.assert_allclose(chains("batch", images, masks, keys), expected, atol=1e-5)

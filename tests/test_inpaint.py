@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.test_util import check_grads
 
@@ -490,3 +491,84 @@ def test_values_on_the_device_raise_nothing(state, image, mask):
     with_nan = np.where(np.arange(image.size).reshape(image.shape) == 0, np.nan, image).astype(np.float32)
     assert np.isnan(chain(state, with_nan, mask)[0, 0]).all()
     assert np.isfinite(chain(state, image, 3 * mask)).all()  # a mask outside [0, 1]
+
+
+# In stretches
+
+
+STRETCHED = {
+    "resampling": rp.set_timesteps(rp.create_state(), 5, jump_length=2, jump_n_sample=3),
+    "budget": rp.set_timesteps_for_budget(rp.create_state(), 12),
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+@pytest.mark.parametrize("stretches", [(6, 1, 2), (1, 1, 7)])
+def test_a_chain_in_stretches_is_the_unbroken_one_bit_for_bit(kind, stretches, image, mask):
+    state = STRETCHED[kind]
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    carry = rp.start_chain(state, image, KEY)
+    for num_calls in (*stretches, state.num_model_calls - sum(stretches)):
+        carry = rp.continue_chain(*arguments, carry, num_calls)
+    assert int(carry.calls_done) == state.num_model_calls
+    np.testing.assert_array_equal(carry.sample, rp.inpaint(*arguments))
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_a_chain_is_saved_with_orbax_and_resumed(kind, image, mask, tmp_path):
+    state = STRETCHED[kind]
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    carry = rp.continue_chain(*arguments, rp.start_chain(state, image, KEY), 7)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "chain", carry)
+        checkpointer.wait_until_finished()
+        resumed = checkpointer.restore(tmp_path / "chain", rp.start_chain(state, image, KEY))
+    resumed = rp.continue_chain(*arguments, resumed, state.num_model_calls - 7)
+    np.testing.assert_array_equal(resumed.sample, rp.inpaint(*arguments))
+
+
+def test_a_chain_in_stretches_starts_where_it_is_told_to_and_counts_on(image, mask):
+    state = STRETCHED["budget"]
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    start, counted = uniform(image.shape), []
+    carry = rp.start_chain(state, image, KEY, initial_sample=start)
+    for num_calls in (5, 7):
+        carry = rp.continue_chain(*arguments, carry, num_calls, progress=counted.append)
+    jax.effects_barrier()
+    assert sorted(counted) == list(range(1, 13))
+    np.testing.assert_array_equal(carry.sample, rp.inpaint(*arguments, initial_sample=start))
+
+
+def test_stretches_of_one_length_compile_once(image, mask):
+    state = STRETCHED["budget"]
+    counted, runs = counting(model_fn)
+    arguments = state, counted, PARAMS, image, mask, KEY
+    carry = rp.start_chain(state, image, KEY)
+    for _ in range(4):
+        carry = rp.continue_chain(*arguments, carry, 3)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "error", "message"),
+    [
+        (0, ValueError, "num_calls is 0, expected an integer of at least 1"),
+        (2.0, TypeError, r"num_calls is 2\.0, expected an integer"),
+        (10, ValueError, "num_calls is 10, expected at most the 9 that are left of 12"),
+    ],
+)
+def test_stretches_that_a_chain_does_not_have(num_calls, error, message, image, mask):
+    state = STRETCHED["budget"]
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    carry = rp.continue_chain(*arguments, rp.start_chain(state, image, KEY), 3)
+    with pytest.raises(error, match=message):
+        rp.continue_chain(*arguments, carry, num_calls)
+
+
+def test_a_chain_of_other_images_is_refused(image, mask):
+    state = STRETCHED["budget"]
+    carry = rp.start_chain(state, image[:4], KEY)
+    with pytest.raises(ValueError, match=r"carry.sample has shape \(4, 8, 1\), expected original_image's"):
+        rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, carry, 3)
+    with pytest.raises(TypeError, match="carry is None, expected a ChainCarry"):
+        rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, None, 3)

@@ -1,0 +1,80 @@
+"""Several devices, and how much fits one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import repaint_jax as rp
+
+
+@pytest.mark.slow
+def test_on_eight_devices():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "on_eight_devices.py"],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def heavy() -> tuple[rp.RePaintSchedulerState, object]:
+    """A chain whose model needs 64 times the image's memory."""
+
+    def model_fn(params, sample, timestep):
+        wide = jnp.repeat(sample, 64, axis=-1)
+        return jnp.sort(wide * (1 + params), axis=-1)[..., : sample.shape[-1]]
+
+    return rp.set_timesteps_for_budget(rp.create_state(), 8), model_fn
+
+
+def needed(state, model_fn, batch_size: int) -> int:
+    """What XLA says of the whole program, compiled for that batch size."""
+    images = jax.ShapeDtypeStruct((batch_size, 16, 16, 1), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+    params = jax.ShapeDtypeStruct((), jnp.float32)
+    chain = jax.jit(rp.inpaint, static_argnums=1).lower(state, model_fn, params, images, images, keys)
+    memory = chain.compile().memory_analysis()
+    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return sum(sizes) - memory.alias_size_in_bytes
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not(heavy):
+    limit = 20_000_000
+    size = rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1), bytes_limit=limit)
+    assert size > 10
+    assert needed(*heavy, size) <= limit < needed(*heavy, round(1.1 * size))
+
+
+def test_it_does_not_depend_on_the_number_of_calls_but_for_their_coefficients(heavy):
+    state, model_fn = heavy
+    longer = rp.set_timesteps_for_budget(state, 500)
+    short, long = (
+        rp.largest_batch_size(one, model_fn, np.float32(0), (16, 16, 1), bytes_limit=10_000_000)
+        for one in (state, longer)
+    )
+    assert short - 2 <= long <= short
+
+
+def test_nothing_fits_into_nothing(heavy):
+    assert rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1), bytes_limit=1000) == 0
+    with pytest.raises(TypeError, match=r"bytes_limit is 1\.5, expected an integer"):
+        rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1), bytes_limit=1.5)
+
+
+def test_without_a_limit_it_is_this_machines_memory(heavy):
+    gigabyte = 2**30
+    assert rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1)) > rp.largest_batch_size(
+        *heavy, np.float32(0), (16, 16, 1), bytes_limit=gigabyte // 4
+    )
