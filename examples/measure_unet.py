@@ -1,4 +1,4 @@
-"""Print what one call of a UNet2D costs here: parameters, seconds, memory.
+"""Print what one call of a UNet2D costs: parameters, floating point operations, seconds, memory.
 
     python examples/measure_unet.py examples/celebahq_unet.json --dtype bfloat16
 
@@ -37,11 +37,12 @@ def main() -> None:
         return time.perf_counter() - start
 
     call = jax.jit(model_fn)
+    flops = call.lower(params, sample, jnp.int32(500)).compile().cost_analysis()["flops"]
     first, *others = [seconds(call) for _ in range(1 + options.calls)]
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     median = sorted(others)[len(others) // 2]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{num_parameters:,} parameters, sample {shape}, {options.dtype}")
+    print(f"{num_parameters:,} parameters, sample {shape}, {options.dtype}, {flops:.4g} FLOP a call")
     print(
         f"{median:.2f} s a call (median of {len(others)}), {first:.1f} s the first; {peak:.2f} GiB at most"
     )

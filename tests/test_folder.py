@@ -229,27 +229,41 @@ def test_started_twice_by_mistake(model_folder, work, unbroken):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_it_ends_with_the_same_files(model_folder, work, unbroken):
-    options = ("--checkpoint-every", 2)
+def test_killed_at_twenty_moments_it_ends_with_the_same_files(model_folder, pipe, work):
+    run(pipe, work, "unbroken", num_samples=12)
+    unbroken = files_below(work / "unbroken")
+    options = ("--num-samples", 12, "--checkpoint-every", 2)
     finish(command(model_folder, work, "compiles", *options))
-    started = time.monotonic()
-    finish(command(model_folder, work, "timed", *options))
-    duration = time.monotonic() - started
+    process = command(model_folder, work, "timed", *options)
+    seconds = -until_it_works(process, work / "timed")
+    finish(process)
+    seconds += time.monotonic()
     moments = random.Random(0)
     found = set()
     for attempt in range(20):
-        process = command(model_folder, work, f"killed {attempt}", *options)
+        output = work / f"killed {attempt}"
+        process = command(model_folder, work, output.name, *options)
+        until_it_works(process, output)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(duration * moments.uniform(0.4, 1))
+            process.wait(seconds * moments.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        visible = list((work / f"killed {attempt}").rglob("[!.]*.png"))
+        visible = list(output.rglob("[!.]*.png"))
         found.add(len(visible))
         for path in visible:
-            Image.open(path).load()  # whole
-        finish(command(model_folder, work, f"killed {attempt}", *options))
-        assert files_below(work / f"killed {attempt}") == unbroken
-    assert len(found) > 2, "some were killed in the middle"
+            assert path.read_bytes() == unbroken[path.relative_to(output).as_posix()]
+        finish(command(model_folder, work, output.name, *options))
+        assert files_below(output) == unbroken
+    assert len(found) > 5, "most were killed in the middle"
+
+
+def until_it_works(process: "subprocess.Popen[str]", output: Path) -> float:
+    """Wait until the record of the run is there, and return the time."""
+    while not (output / "repaint.json").exists():
+        assert process.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    return time.monotonic()
 
 
 # What is wrong with a picture costs only that picture
