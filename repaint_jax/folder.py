@@ -174,7 +174,7 @@ def inpaint_folder(
     done = total - sum(len(batch) for _, batch in unfinished)
     with tqdm(total=total, initial=done, unit="picture", disable=None) as bar:
         failures = _run(unfinished, load, chains, write, bar, state.num_model_calls or 0)
-    _tidy(output, [result.path for _, batch in batches for result in batch])
+    _tidy(output, dict(batches))
     return failures
 
 
@@ -304,14 +304,17 @@ def _record(output: Path, settings: Mapping[str, Any]) -> None:
         write_json(unfinished, {"settings": settings, "versions": versions})
 
 
-def _tidy(output: Path, paths: Sequence[Path]) -> None:
-    """Remove what killed runs have left of files that are whole now."""
-    names = {path.name for path in paths}
+def _tidy(output: Path, batches: Mapping[int, Sequence[Result]]) -> None:
+    """Remove what killed runs have left of results that are whole now."""
+    paths = {result.path for batch in batches.values() for result in batch}
     for folder in {path.parent for path in paths}:
         for unfinished in folder.glob(".*.unfinished"):
-            if unfinished.name[1:].rsplit(".", 2)[0] in names:
+            if folder / unfinished.name[1:].rsplit(".", 2)[0] in paths:
                 unfinished.unlink(missing_ok=True)
-    with suppress(OSError):  # other processes have chains there, or there never were any
+    for saved in (output / CHAINS).glob("*"):
+        if int(saved.name.removeprefix(".").split("-")[0]) in batches:
+            saved.unlink(missing_ok=True)
+    with suppress(OSError):  # other processes have chains there, or nobody ever had
         (output / CHAINS).rmdir()
 
 
