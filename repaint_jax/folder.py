@@ -57,6 +57,7 @@ class Batch(NamedTuple):
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
     keys: NDArray[np.uint32]  # [batch_size, ...], a key's data for each row
     failures: dict[str, str]  # why a picture cannot be used, by its name
+    missing: Sequence[int]  # rows whose results are still to be made
 
 
 def inpaint_folder(
@@ -195,7 +196,7 @@ def _run(
 
         def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
             batch = loaded.result()
-            if all(result.name in batch.failures for result in batch.results):
+            if not batch.missing:
                 return batch, batch.images
             return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
 
@@ -203,11 +204,12 @@ def _run(
             batch, samples = computed.popleft().result()
             failures.update(batch.failures)
             writes = []
-            for row, result in enumerate(batch.results):
-                if result.name not in batch.failures and not np.isfinite(samples[row]).all():
-                    failures[result.name] = f"sample {result.sample + 1} has values that are not finite"
-                elif result.name not in batch.failures:
+            for row in batch.missing:
+                if np.isfinite(samples[row]).all():
                     writes.append(files.submit(write, batch, row, samples[row]))
+                else:
+                    name, sample, _ = batch.results[row]
+                    failures[name] = f"sample {sample + 1} has values that are not finite"
             finish_writing()
             written.append((batch.number, writes))
             bar.update(len(batch.results))
@@ -242,12 +244,9 @@ def _run(
 
 
 def _picture_names(folder: Path) -> list[str]:
-    """Names of all pictures at any depth, relative to the folder."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def _stem(name: str) -> str:
@@ -338,13 +337,18 @@ def _load(
         if name not in decoded and name not in failures:
             try:
                 decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
-            except (ValueError, TypeError, OSError) as error:
+            except Exception as error:  # decoders raise whatever they like
                 failures[name] = " ".join(str(error).split())
         if name in decoded:
             pixels[row], holes[row] = decoded[name]
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
         words[row] = *np.frombuffer(digest[:8], "<u4"), sample
-    return Batch(number, results, pixels, holes, np.asarray(_keys(run_key, words)), failures)
+    missing = [
+        row
+        for row, result in enumerate(results)
+        if result.name not in failures and not result.path.exists()
+    ]
+    return Batch(number, results, pixels, holes, np.asarray(_keys(run_key, words)), failures, missing)
 
 
 @jax.jit
