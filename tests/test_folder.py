@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -46,8 +47,11 @@ def work(tmp_path) -> Path:
     return tmp_path
 
 
+SETTINGS = {"schedule": {"num_model_calls": CALLS}, "batch_size": BATCH_SIZE}
+
+
 def run(pipe, work: Path, output: str, **options) -> dict[str, str]:
-    options = {"schedule": {"num_model_calls": CALLS}, "batch_size": BATCH_SIZE, **options}
+    options = {**SETTINGS, **options}
     return inpaint_folder(pipe, work / "in", work / "masks", work / output, **options)
 
 
@@ -372,6 +376,36 @@ def test_a_full_disk_ends_the_run_with_one_sentence(model_folder, work):
     assert done.returncode == 2
     assert done.stderr.startswith("repaint-jax folder: ") and done.stderr.count("\n") == 1
     assert files_below(work / "out") == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own, with room for the record and a few results."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_disk_that_fills_up_or_becomes_read_only_loses_nothing(pipe, work, unbroken, small_disk, trouble):
+    output = small_disk / "out"
+    if trouble == "read-only":
+        inpaint_folder(pipe, work / "in", work / "masks", output, **SETTINGS, process_count=4)
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    before = files_below(small_disk)
+    with pytest.raises(OSError, match={"full": "No space left", "read-only": "Read-only"}[trouble]):
+        inpaint_folder(pipe, work / "in", work / "masks", output, **SETTINGS)
+    after = files_below(output)
+    assert set(before) <= {f"out/{name}" for name in after}
+    assert all(unbroken[name] == content for name, content in after.items())
+    subprocess.run(["mount", "-o", "remount,rw,size=1m", small_disk], check=True)
+    assert inpaint_folder(pipe, work / "in", work / "masks", output, **SETTINGS) == {}
+    assert files_below(output) == unbroken
 
 
 def test_an_output_that_is_a_file_is_refused(model_folder, work, capsys):
