@@ -316,6 +316,11 @@ def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
     """Return which process this is, and of how many."""
     import jax
 
+    if (options.num_processes is None) != (options.process_id is None):
+        raise ValueError(
+            f"--num-processes is {options.num_processes} and --process-id is {options.process_id}, "
+            "expected both or neither"
+        )
     if not options.distributed and options.coordinator is None:
         return options.process_id or 0, options.num_processes or 1
     try:

@@ -1,12 +1,11 @@
-"""Find files in a local folder or on the Hugging Face hub; read and write JSON files."""
+"""Find files in a local folder or on the Hugging Face hub; read and write JSON files; write files whole."""
 
 import json
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 Config = TypeVar("Config")
 
@@ -77,10 +76,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write into, which takes its place at the end: whole or not at all.
 
-    Several processes may write the same content at once.
+    Several threads, processes and hosts may write the same content at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.unfinished")
     try:
         yield unfinished
         unfinished.replace(path)

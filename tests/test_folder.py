@@ -355,6 +355,26 @@ def test_what_is_refused_before_anything_is_computed(pipe, work, changed, messag
 FOLDERS = {"images": "in", "masks": "masks", "output": "out"}
 
 
+TWO = ("--num-processes", 2, "--process-id")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-processes", 4), "--num-processes is 4 and --process-id is None, expected both or neither"),
+        (
+            ("--num-processes", 4, "--process-id", 4),
+            "process_index is 4, expected less than process_count=4",
+        ),
+        (("--seed", -1), "seed is -1, expected an integer from 0 to 2**32 - 1"),
+    ],
+)
+def test_options_that_do_not_fit(model_folder, work, options, message, capsys):
+    words = ["folder", work / "in", work / "masks", work / "out", "--model", model_folder, *options]
+    assert cli.main(list(map(str, words))) == 2
+    assert capsys.readouterr().err == f"repaint-jax folder: {message}\n"
+
+
 def test_two_pictures_of_one_name_are_refused(pipe, work):
     Image.new("L", (8, 8)).save(work / "in" / "photo 1 ü.jpg")
     with pytest.raises(ValueError, match="expected names that differ before their suffix"):
