@@ -184,7 +184,7 @@ def test_result_that_is_not_finite_is_not_written(model_folder, folder, capsys) 
 
 
 def test_disk_that_is_full_leaves_no_unfinished_file(model_folder, folder, capsys, monkeypatch) -> None:
-    def save(picture, path):
+    def save(picture, path, **options):
         Path(path).write_bytes(b"half a pic")
         raise OSError("No space left on device")
 
