@@ -41,6 +41,7 @@ def celebahq_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_peaks_below_one_and_a_half_times_the_model(celebahq_folder: Path, dtype: str) -> None:
