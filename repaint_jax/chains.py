@@ -1,7 +1,9 @@
 """Run batches of chains on devices: one device a batch, smaller where memory ends, saved on the way."""
 
+import hashlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax.files import whole_file
-from repaint_jax.inpaint import continue_chain, start_chain
+from repaint_jax.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.scheduler import RePaintSchedulerState
+
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as XLA says it, now and in earlier versions
 
 ModelOfRows = Callable[[int], tuple[Callable[..., jax.Array], Any]]
 
@@ -56,9 +60,10 @@ class ChainRunner:
     def __call__(
         self, name: str, images: NDArray[np.float32], masks: NDArray[np.float32], keys: NDArray[np.uint32]
     ) -> NDArray[np.float32]:
-        """Inpaint images [batch_size, H, W, C]; `name` is what unfinished chains are saved under.
+        """Inpaint images [batch_size, H, W, C]; keys are [batch_size, ...], the data of typed keys.
 
-        Keys are [batch_size, ...], the data of typed keys.
+        Unfinished chains are saved under `name` and a digest of the arrays: where these have changed, a
+        chain starts anew.
         """
         device = self._free.get()
         try:
@@ -67,7 +72,7 @@ class ChainRunner:
                 try:
                     return self._in_parts(name, images, masks, keys, rows, device)
                 except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
+                    if not any(words in str(error) for words in _OUT_OF_MEMORY):
                         raise
                     if rows == 1:
                         reason = f"not even one picture at a time fits the memory of {device}"
@@ -79,9 +84,8 @@ class ChainRunner:
 
     def forget(self, name: str) -> None:
         """Remove what is saved of a batch."""
-        for pattern in (f"{name}-*", f".{name}-*.unfinished"):
-            for path in self.saved.glob(pattern):
-                path.unlink(missing_ok=True)
+        for path in self.saved.glob(f"{name}-*"):
+            path.unlink(missing_ok=True)
 
     def _in_parts(
         self,
@@ -99,9 +103,11 @@ class ChainRunner:
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
-            image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
+            part = images[chosen], masks[chosen], keys[chosen]
+            digest = hashlib.sha256(b"".join(array.tobytes() for array in part)).hexdigest()[:16]
+            image, mask, key = jax.device_put(part, device)
             arguments = *self._models[rows, device], image, mask, jax.random.wrap_key_data(key)
-            parts.append(self._chain(f"{name}-{rows}-{start}", *arguments))
+            parts.append(self._chain(f"{name}-{digest}", *arguments))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(
@@ -118,16 +124,30 @@ class ChainRunner:
         if self._checkpoint_every is None:
             return np.asarray(go_on(carry, total).sample)
         path = self.saved / f"{name}.npz"
-        if path.exists():
-            with np.load(path) as saved:
-                leaves = [saved[field] for field in saved.files]
-            carry = jax.tree.unflatten(jax.tree.structure(carry), jax.device_put(leaves, images.device))
+        carry = _saved_carry(path, carry)
         done = int(carry.calls_done)
         while done < total:
             stretch = min(self._checkpoint_every, total - done)
             carry = go_on(carry, stretch)
             done += stretch
             if done < total:
-                with whole_file(path) as unfinished, unfinished.open("wb") as file:
+                with (
+                    suppress(FileNotFoundError),  # removed by another process that has finished the batch
+                    whole_file(path) as unfinished,
+                    unfinished.open("wb") as file,
+                ):
                     np.savez(file, *jax.tree.leaves(carry))
         return np.asarray(carry.sample)
+
+
+def _saved_carry(path: Path, new: ChainCarry) -> ChainCarry:
+    """Read a chain that was saved, or return the new one where there is none that can be read."""
+    leaves, tree = jax.tree.flatten(new)
+    try:
+        with np.load(path) as saved:
+            read = [saved[field] for field in saved.files]
+    except Exception:  # a damaged file raises whatever it likes
+        return new
+    if [(leaf.shape, leaf.dtype) for leaf in read] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
+        return new
+    return jax.tree.unflatten(tree, jax.device_put(read, new.sample.device))

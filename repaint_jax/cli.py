@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from repaint_jax import __version__
 
@@ -16,11 +16,22 @@ _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors are one sentence on stderr and exit status 2."""
+    if sys.stderr is None:  # closed by the shell, which progress bars do not expect
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, TypeError, FloatingPointError, ImportError, OSError, MemoryError) as error:
-        print(f"repaint-jax {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        ImportError,
+        OSError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"repaint-jax {options.command}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"repaint-jax {options.command}: interrupted", file=sys.stderr)
@@ -28,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="repaint-jax",
         description="Fill holes in images with an unconditional diffusion model.",
     )
@@ -71,18 +82,26 @@ def _parser() -> argparse.ArgumentParser:
     folder = commands.add_parser(
         "folder",
         help="inpaint a folder of pictures, on all devices and many hosts",
-        description="Inpaint all pictures below IN and write them into OUT. Started again, after whatever "
-        "stopped it, the same command makes what is missing. Pictures that cannot be used are listed at "
-        "the end (exit status 1).",
+        description="Fill the black part of every picture's mask; the white part is kept exactly. OUT gets "
+        "NAME.png of the model's size, or NAME-1.png and so on for several samples. Started again, after "
+        "whatever stopped it, the same command makes what is missing. Pictures that cannot be used are "
+        "listed at the end (exit status 1).",
         formatter_class=defaults,
         epilog="Example: repaint-jax folder photos masks filled --num-samples 2",
     )
-    folder.add_argument("images", type=Path, metavar="IN", help="folder of pictures")
+    folder.add_argument(
+        "images", type=Path, metavar="IN", help="folder of pictures of the model's size, at any depth"
+    )
     folder.add_argument(
         "masks", type=Path, metavar="MASKS", help="folder of masks of the same names, or one mask for all"
     )
     folder.add_argument("output", type=Path, metavar="OUT", help="folder for the results")
-    folder.add_argument("--batch-size", type=int, default=16, help="results a device computes at a time")
+    folder.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="results a device computes at a time; a batch that is not full takes as long as a full one",
+    )
     folder.add_argument(
         "--checkpoint-every", type=int, metavar="CALLS", help="save unfinished chains after so many calls"
     )
@@ -154,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of everything random")
     train.set_defaults(run=_train)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -289,47 +315,80 @@ def _folder(options: argparse.Namespace) -> int:
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )
-    failures = inpaint_folder(
-        pipe,
-        options.images,
-        options.masks,
-        options.output,
-        schedule=_schedule(options),
-        seed=options.seed,
-        num_samples=options.num_samples,
-        batch_size=options.batch_size,
-        resize=options.resize,
-        class_label=options.class_label,
-        guidance_scale=options.guidance_scale,
-        official_layout=options.official_layout,
-        checkpoint_every=options.checkpoint_every,
-        described={"model": options.model, "classifier": options.classifier, "dtype": options.dtype},
-        process_index=process_index,
-        process_count=process_count,
-    )
+    try:
+        failures = inpaint_folder(
+            pipe,
+            options.images,
+            options.masks,
+            options.output,
+            schedule=_schedule(options),
+            seed=options.seed,
+            num_samples=options.num_samples,
+            batch_size=options.batch_size,
+            resize=options.resize,
+            class_label=options.class_label,
+            guidance_scale=options.guidance_scale,
+            official_layout=options.official_layout,
+            checkpoint_every=options.checkpoint_every,
+            described={
+                "model": _absolute(options.model),
+                "classifier": _absolute(options.classifier),
+                "dtype": options.dtype,
+            },
+            process_index=process_index,
+            process_count=process_count,
+        )
+    except KeyboardInterrupt:
+        print("repaint-jax folder: interrupted; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: a chain that runs cannot be stopped, and no file is ever half-written
     for name, reason in sorted(failures.items()):
         print(f"repaint-jax folder: {name}: {reason}", file=sys.stderr)
+    print(f"wrote {options.output}" + (f", without {len(failures)} pictures" if failures else ""))
     return 1 if failures else 0
+
+
+def _absolute(model: str | None) -> str | None:
+    """Name a model's folder or file as it is called from everywhere."""
+    return str(Path(model).resolve()) if model is not None and Path(model).exists() else model
 
 
 def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
     """Return which process this is, and of how many."""
     import jax
 
+    from repaint_jax.checks import check_int
+
     if (options.num_processes is None) != (options.process_id is None):
         raise ValueError(
             f"--num-processes is {options.num_processes} and --process-id is {options.process_id}, "
             "expected both or neither"
         )
+    if options.num_processes is not None:
+        check_int("--num-processes", options.num_processes, 1)
+        if not 0 <= options.process_id < options.num_processes:
+            raise ValueError(
+                f"--process-id is {options.process_id}, expected from 0 to {options.num_processes - 1}"
+            )
     if not options.distributed and options.coordinator is None:
         return options.process_id or 0, options.num_processes or 1
+    if options.coordinator is not None:
+        host, _, port = options.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"--coordinator is {options.coordinator}, expected HOST:PORT")
+        if options.num_processes is None and not options.distributed:
+            raise ValueError(
+                f"--coordinator is {options.coordinator}, expected --num-processes and --process-id with it"
+            )
     try:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         found = jax.process_index(), jax.process_count()
         # They have nothing to say to each other, and one that dies must not take the others along.
         jax.distributed.shutdown()
-    except RuntimeError as error:
-        raise ValueError(f"the processes could not find each other: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the processes could not find each other ({error}); --coordinator, --num-processes and "
+            "--process-id say where they are"
+        ) from None
     return found
 
 

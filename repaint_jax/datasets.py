@@ -12,7 +12,7 @@ from repaint_jax.checks import check_int
 from repaint_jax.images import PIL_MODES, open_image
 
 IDX_NAME = "train-images-idx3-ubyte.gz"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def read_images(folder: Path, image_size: int, *, grey: bool) -> NDArray[np.uint8]:  # [N, H, W, C]

@@ -27,20 +27,27 @@ def shard_batch(batch: Tree, devices: Sequence[jax.Device] | None = None) -> Tre
             multiple of the number of devices.
         devices: `jax.local_devices()` where None.
     """
-    devices = jax.local_devices() if devices is None else devices
-    lengths = {len(leaf) for leaf in jax.tree.leaves(batch)}
-    if len(lengths) > 1 or any(length % len(devices) for length in lengths):
+    devices = _at_least_one(devices)
+    lengths = {jnp.shape(leaf)[0] if jnp.shape(leaf) else 0 for leaf in jax.tree.leaves(batch)}
+    if len(lengths) > 1 or 0 in lengths or any(length % len(devices) for length in lengths):
         raise ValueError(
             f"batch has leading axes of length {sorted(lengths)}, expected one length, a multiple of the "
-            f"{len(devices)} devices"
+            f"{len(devices)} devices (0: no axis)"
         )
     return jax.device_put(batch, NamedSharding(_mesh(devices), PartitionSpec("batch")))
 
 
 def replicate(params: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
     """Put a copy of every array on each device, `jax.local_devices()` where None."""
-    devices = jax.local_devices() if devices is None else devices
+    devices = _at_least_one(devices)
     return jax.device_put(params, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _at_least_one(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    devices = jax.local_devices() if devices is None else devices
+    if not devices:
+        raise ValueError("devices is empty, expected at least one")
+    return devices
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -58,9 +65,9 @@ def largest_batch_size(
 ) -> int:
     """Say how many images `inpaint` can take at once on one device, without running it.
 
-    The chain is compiled for one image and for two, and the difference of what XLA says each needs is an
-    image's share; then for the result, to be sure. The number of model calls hardly matters: a call needs
-    the memory of the one before, and a few coefficients.
+    The chain is compiled for one image and for two, and the difference of what XLA says each needs is taken
+    for an image's share; then for the result, to be sure, or to correct it. The number of model calls
+    hardly matters: a call needs the memory of the one before, and a few coefficients.
 
     Args:
         state: with a schedule.
@@ -81,11 +88,12 @@ def largest_batch_size(
     def needed(batch_size: int) -> int:
         return _bytes_needed(state, model_fn, params, image_shape, dtype, batch_size)
 
-    one = needed(1)
-    share = max(needed(2) - one, 1)
-    size = max(0, 1 + (bytes_limit - one) // share)
-    while size > 1 and (excess := needed(size) - bytes_limit) > 0:
-        size = max(1, size + -excess // share)
+    one, two = needed(1), needed(2)
+    if one > bytes_limit:
+        return 0
+    size = 1 + (bytes_limit - one) // max(two - one, 1)
+    while size > 1 and (too_much := needed(size)) > bytes_limit:
+        size = 1 + (bytes_limit - one) * (size - 1) // (too_much - one)
     return size
 
 

@@ -1,8 +1,10 @@
 """Find files in a local folder or on the Hugging Face hub; read and write JSON files; write files whole."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -76,12 +78,38 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write into, which takes its place at the end: whole or not at all.
 
-    Several threads, processes and hosts may write the same content at once.
+    Several threads, processes and hosts may write the same content at once, and then remove the
+    `unfinished_files` of killed ones.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.unfinished")
+    unfinished = path.with_name(f".{_digest(path)}.{uuid4().hex}.unfinished")
     try:
         yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.exists():
+            return  # another one has written it, and removed this one with those of killed processes
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def unfinished_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Find what killed processes have left of `whole_file`s of these paths."""
+    digests: dict[Path, set[str]] = {}
+    for path in paths:
+        digests.setdefault(path.parent, set()).add(_digest(path))
+    for folder, wanted in digests.items():
+        for unfinished in folder.glob(".*.*.unfinished"):
+            if unfinished.name.split(".")[1] in wanted:
+                yield unfinished
+
+
+def _digest(path: Path) -> str:
+    """Stand for a file's name, which may be as long as a name can be."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]

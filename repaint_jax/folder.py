@@ -8,6 +8,8 @@ picture that cannot be used leaves its place in the batch empty.
 
 import hashlib
 import json
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from repaint_jax.chains import ChainRunner
 from repaint_jax.checks import check_int
 from repaint_jax.datasets import SUFFIXES
-from repaint_jax.files import read_json, whole_file, write_json
+from repaint_jax.files import read_json, unfinished_files, whole_file, write_json
 from repaint_jax.images import (
     array_to_pil,
     image_to_array,
@@ -38,6 +40,7 @@ from repaint_jax.pipeline import RePaintPipeline
 
 RECORD = "repaint.json"
 CHAINS = ".chains"  # unfinished chains, below the folder of results
+LONGEST_NAME = 255  # bytes, of a file
 
 
 class Result(NamedTuple):
@@ -46,6 +49,12 @@ class Result(NamedTuple):
     name: str  # of the picture with the hole, relative to its folder
     sample: int
     path: Path
+    beside: Mapping[str, Path]  # what the official layout has beside it, by its folder
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files to write."""
+        return *self.beside.values(), self.path
 
 
 class Batch(NamedTuple):
@@ -82,11 +91,13 @@ def inpaint_folder(
     """Inpaint all pictures below a folder; started again it makes what is still missing.
 
     A result depends on the run's seed and the picture's name, not on its place among the others. Known
-    pixels keep their values exactly.
+    pixels keep their values exactly. A result that is there is not made again, even where its picture or
+    mask has changed since.
 
     Args:
         pipe: the model.
-        images: folder of pictures, at any depth, each of the model's size.
+        images: folder of pictures, at any depth, each of the model's size; links to folders are not
+            followed.
         masks: a mask for all of them, or a folder with a mask for each, under the picture's own name
             with any picture's suffix; white keeps, black inpaints.
         output: folder for the results, `NAME.png`, or `NAME-1.png` and so on for several samples; a record
@@ -126,22 +137,21 @@ def inpaint_folder(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
     names = _pictures_to_inpaint(images)
-    mask_paths = _mask_paths(masks, names)
-    for name, folder in (("images", images), ("masks", masks)):
-        if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-            raise ValueError(f"output is {output}, expected a folder outside {name}, {folder}")
+    mask_paths = _mask_paths(masks, images, names)
     state = pipe.set_timesteps(**(schedule or {}))
 
     def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
-        labels = None if class_label is None else np.full(rows, class_label, np.int32)
+        labels = None if class_label is None else pipe.checked_labels("class_label", class_label, rows)
         return pipe.guided_model(state.config, labels, guidance_scale)
 
     model_of(1)  # refuses labels and scales that do not fit the model
+    results = _plan_results(output, names, num_samples, official_layout)
+    _refuse_output_among_inputs(output, images, masks, results)
     settings = {
         **(described or {}),
         "images": str(images.resolve()),
         "masks": str(masks.resolve()),
-        "schedule": dict(schedule or {}),
+        "schedule": dict(schedule or {"num_model_calls": state.num_model_calls}),
         "num_model_calls": state.num_model_calls,
         "seed": seed,
         "num_samples": num_samples,
@@ -151,31 +161,27 @@ def inpaint_folder(
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
     }
-    _record(output, settings)
+    _record(output, settings, results)
 
-    place = output / "inpainted" if official_layout else output
-    results = [
-        Result(name, sample, _result_path(place, name, sample, num_samples))
-        for name in names
-        for sample in range(num_samples)
-    ]
+    def is_ours(batch_number: int) -> bool:
+        return batch_number % process_count == process_index
+
     batches = [
         (number, results[start : start + batch_size])
         for number, start in enumerate(range(0, len(results), batch_size))
-        if number % process_count == process_index
+        if is_ours(number)
     ]
     unfinished = [
-        (number, batch) for number, batch in batches if not all(result.path.exists() for result in batch)
+        (number, batch) for number, batch in batches if not all(_is_there(result.path) for result in batch)
     ]
 
     load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, jax.random.key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
-    write = partial(_write, output if official_layout else None)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
-    with tqdm(total=total, initial=done, unit="picture", disable=None) as bar:
-        failures = _run(unfinished, load, chains, write, bar, state.num_model_calls or 0)
-    _tidy(output, dict(batches))
+    with tqdm(total=total, initial=done, unit="result", disable=None) as bar:
+        failures = _run(unfinished, load, chains, bar, state.num_model_calls or 0)
+    _tidy(output, [result for _, batch in batches for result in batch], is_ours)
     return failures
 
 
@@ -183,7 +189,6 @@ def _run(
     batches: Sequence[tuple[int, Sequence[Result]]],
     load: Callable[[int, Sequence[Result]], Batch],
     chains: ChainRunner,
-    write: Callable[[Batch, int, NDArray[np.float32]], None],
     bar: "tqdm[Any]",
     num_model_calls: int,
 ) -> dict[str, str]:
@@ -192,51 +197,50 @@ def _run(
     failures: dict[str, str] = {}
     computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
     written: deque[tuple[int, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(2 * devices) as files, ThreadPoolExecutor(devices) as computing:
+    files, computing = ThreadPoolExecutor(2 * devices), ThreadPoolExecutor(devices)
 
-        def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
-            batch = loaded.result()
-            if not batch.missing:
-                return batch, batch.images
-            return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
+    def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
+        batch = loaded.result()
+        if not batch.missing:
+            return batch, batch.images
+        return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
 
-        def finish_oldest() -> None:
-            batch, samples = computed.popleft().result()
-            failures.update(batch.failures)
-            writes = []
-            for row in batch.missing:
-                if np.isfinite(samples[row]).all():
-                    writes.append(files.submit(write, batch, row, samples[row]))
-                else:
-                    name, sample, _ = batch.results[row]
-                    failures[name] = f"sample {sample + 1} has values that are not finite"
-            finish_writing()
-            written.append((batch.number, writes))
-            bar.update(len(batch.results))
-            if not bar.disable:
-                calls = (bar.n - bar.initial) * num_model_calls
-                bar.set_postfix_str(f"{calls / bar.format_dict['elapsed']:.0f} calls/s")
+    def finish_oldest() -> None:
+        batch, samples = computed.popleft().result()
+        failures.update(batch.failures)
+        writes = []
+        for row in batch.missing:
+            if np.isfinite(samples[row]).all():
+                writes.append(files.submit(_write, batch, row, samples[row]))
+            else:
+                name, sample, *_ = batch.results[row]
+                failures[name] = f"sample {sample + 1} has values that are not finite"
+        finish_writing()
+        written.append((batch.number, writes))
+        bar.update(len(batch.results))
+        if not bar.disable:
+            calls = (bar.n - bar.initial) * num_model_calls
+            bar.set_postfix_str(f"{calls / bar.format_dict['elapsed']:.0f} calls/s")
 
-        def finish_writing() -> None:
-            while written:
-                number, writes = written.popleft()
-                for one in writes:
-                    one.result()
-                chains.forget(str(number))
+    def finish_writing() -> None:
+        while written:
+            number, writes = written.popleft()
+            for one in writes:
+                one.result()
+            chains.forget(str(number))
 
-        try:
-            for number, results in batches:
-                loaded = files.submit(load, number, results)
-                computed.append(computing.submit(compute, loaded))
-                if len(computed) > 2 * devices:
-                    finish_oldest()
-            while computed:
+    try:
+        for number, results in batches:
+            loaded = files.submit(load, number, results)
+            computed.append(computing.submit(compute, loaded))
+            if len(computed) > 2 * devices:
                 finish_oldest()
-            finish_writing()
-        except BaseException:
-            computing.shutdown(wait=False, cancel_futures=True)
-            files.shutdown(wait=False, cancel_futures=True)
-            raise
+        while computed:
+            finish_oldest()
+        finish_writing()
+    finally:  # after an error or Ctrl-C; a chain that runs cannot be stopped, and is not waited for
+        computing.shutdown(wait=False, cancel_futures=True)
+        files.shutdown(cancel_futures=True)
     return failures
 
 
@@ -245,12 +249,27 @@ def _run(
 
 def _picture_names(folder: Path) -> list[str]:
     """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    ]
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def _by_stem(argument: str, names: Sequence[str]) -> dict[str, str]:
+    of_stem: dict[str, str] = {}
+    for name in names:
+        other = of_stem.setdefault(_stem(name), name)
+        if other != name:
+            raise ValueError(
+                f"{argument} has {other} and {name}, expected names that differ before their suffix"
+            )
+    return of_stem
 
 
 def _pictures_to_inpaint(images: Path) -> list[str]:
@@ -259,59 +278,94 @@ def _pictures_to_inpaint(images: Path) -> list[str]:
     names = _picture_names(images)
     if not names:
         raise ValueError(f"images is {images}, which holds no pictures ({', '.join(SUFFIXES)})")
-    of_stem: dict[str, str] = {}
-    for name in names:
-        other = of_stem.setdefault(_stem(name), name)
-        if other != name:
-            raise ValueError(
-                f"images has {other} and {name}, expected names that differ before their suffix"
-            )
+    _by_stem("images", names)
     return names
 
 
-def _mask_paths(masks: Path, names: Sequence[str]) -> Mapping[str, Path]:
+def _mask_paths(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, Path]:
     """Find the masks of the pictures that have one."""
+    if images.resolve() in masks.resolve().parents:
+        raise ValueError(f"masks is {masks}, expected it outside images, {images}")
     if masks.is_file():
         open_image(masks)
         return dict.fromkeys(names, masks)
     if not masks.is_dir():
         raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
-    of_stem = {_stem(name): masks / name for name in _picture_names(masks)}
-    return {name: of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
+    of_stem = _by_stem("masks", _picture_names(masks))
+    found = {name: masks / of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
+    if not found:
+        raise ValueError(
+            f"masks is {masks}, which holds no mask for any picture, such as {_stem(names[0])}.png"
+        )
+    return found
 
 
-def _result_path(place: Path, name: str, sample: int, num_samples: int) -> Path:
-    number = f"-{sample + 1}" if num_samples > 1 else ""
-    return place / f"{_stem(name)}{number}.png"
+def _plan_results(
+    output: Path, names: Sequence[str], num_samples: int, official_layout: bool
+) -> list[Result]:
+    def path(kind: str, name: str, suffix: str = "") -> Path:
+        return (output / kind if official_layout else output) / f"{_stem(name)}{suffix}.png"
+
+    def beside(name: str, sample: int) -> dict[str, Path]:
+        kinds = ("gt", "gt_masked", "gt_keep_mask") if official_layout and sample == 0 else ()
+        return {kind: path(kind, name) for kind in kinds}
+
+    suffixes = [f"-{sample + 1}" for sample in range(num_samples)] if num_samples > 1 else [""]
+    return [
+        Result(name, sample, path("inpainted", name, suffix), beside(name, sample))
+        for name in names
+        for sample, suffix in enumerate(suffixes)
+    ]
 
 
-def _record(output: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings beside the results, or refuse those that are not what is written there."""
+def _refuse_output_among_inputs(output: Path, images: Path, masks: Path, results: Sequence[Result]) -> None:
+    """What is read must not be overwritten, nor taken for a result."""
+    written = {path for result in results for path in result.paths}
+    folders = {folder.resolve() for folder in {path.parent for path in written}}
+    for name, source in (("images", images), ("masks", masks)):
+        among = any(source.resolve() in (folder, *folder.parents) for folder in folders)
+        if among or source in written:
+            raise ValueError(f"output is {output}, expected a folder outside {name}, {source}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:  # its name is too long
+        return False
+
+
+def _record(output: Path, settings: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write the settings beside the results, or refuse results of others."""
     settings = json.loads(json.dumps(settings))
     path = output / RECORD
-    if path.exists():
-        recorded = read_json(path).get("settings", {})
-        for name in {**recorded, **settings}:
-            if recorded.get(name) != settings.get(name):
-                raise ValueError(
-                    f"output is {output}, which holds results of other settings: {name} is "
-                    f"{recorded.get(name)!r} there and {settings.get(name)!r} here"
-                )
+    recorded = read_json(path).get("settings") if path.exists() else None
+    if recorded == settings:
         return
+    if (output / CHAINS).exists() or any(_is_there(result.path) for result in results):
+        if not isinstance(recorded, dict):
+            raise ValueError(
+                f"output is {output}, which holds results without their settings in {RECORD}, expected "
+                "another folder"
+            )
+        name = next(name for name in {**recorded, **settings} if recorded.get(name) != settings.get(name))
+        raise ValueError(
+            f"output is {output}, which holds results of other settings: {name} is "
+            f"{recorded.get(name)!r} there and {settings.get(name)!r} here; expected another folder, or "
+            f"{path} to be corrected"
+        )
     versions = {name: version(name) for name in ("repaint_jax", "jax", "jaxlib", "numpy", "pillow")}
     with whole_file(path) as unfinished:
         write_json(unfinished, {"settings": settings, "versions": versions})
 
 
-def _tidy(output: Path, batches: Mapping[int, Sequence[Result]]) -> None:
+def _tidy(output: Path, results: Sequence[Result], is_ours: Callable[[int], bool]) -> None:
     """Remove what killed runs have left of results that are whole now."""
-    paths = {result.path for batch in batches.values() for result in batch}
-    for folder in {path.parent for path in paths}:
-        for unfinished in folder.glob(".*.unfinished"):
-            if folder / unfinished.name[1:].rsplit(".", 2)[0] in paths:
-                unfinished.unlink(missing_ok=True)
+    for unfinished in unfinished_files(path for result in results for path in result.paths):
+        unfinished.unlink(missing_ok=True)
     for saved in (output / CHAINS).glob("*"):
-        if int(saved.name.removeprefix(".").split("-")[0]) in batches:
+        batch = re.match(r"(\d+)-", saved.name)
+        if saved.name.endswith(".unfinished") or (batch and is_ours(int(batch[1]))):
             saved.unlink(missing_ok=True)
     with suppress(OSError):  # other processes have chains there, or nobody ever had
         (output / CHAINS).rmdir()
@@ -333,7 +387,9 @@ def _load(
     words = np.zeros((batch_size, 3), np.uint32)
     failures: dict[str, str] = {}
     decoded: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-    for row, (name, sample, _) in enumerate(results):
+    for row, (name, sample, path, _) in enumerate(results):
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            failures[name] = f"the name of its result, {path.name}, is too long"
         if name not in decoded and name not in failures:
             try:
                 decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
@@ -346,7 +402,7 @@ def _load(
     missing = [
         row
         for row, result in enumerate(results)
-        if result.name not in failures and not result.path.exists()
+        if result.name not in failures and not _is_there(result.path)
     ]
     return Batch(number, results, pixels, holes, np.asarray(_keys(run_key, words)), failures, missing)
 
@@ -372,12 +428,10 @@ def _decode(
     return image_to_array(image, image_shape), mask_to_array(mask, image_shape)
 
 
-def _write(official: Path | None, batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
+def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
     """Write a result, after what the official layout has beside it."""
-    name, sample, path = batch.results[row]
-    if official is not None and sample == 0:
-        image, mask = batch.images[row], batch.masks[row]
-        beside = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
-        for kind, array in beside.items():
-            save_picture(array_to_pil(array), _result_path(official / kind, name, 0, 1))
-    save_picture(array_to_pil(pixels), path)
+    result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
+    known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
+    for kind, path in result.beside.items():
+        save_picture(array_to_pil(known[kind]), path)
+    save_picture(array_to_pil(pixels), result.path)

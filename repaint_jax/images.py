@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repaint_jax.files import whole_file
 
@@ -17,11 +17,13 @@ PIL_MODES = {1: "L", 3: "RGB"}
 def open_image(path: str | Path) -> Image.Image:
     """Read a picture of 8 bits per channel, or say in one sentence why not."""
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))  # upright, as viewers show it
         image.load()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
     return image
 
@@ -48,6 +50,7 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
     if array.shape != image_shape:
         raise ValueError(
             f"image has shape {array.shape}, expected the model's {image_shape} (height, width, channels)"
+            + ("; `resize` resizes it" if isinstance(image, Image.Image) else "")
         )
     if array.dtype == np.uint8:
         return uint8_to_array(array)

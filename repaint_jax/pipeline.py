@@ -212,7 +212,7 @@ class RePaintPipeline:
         devices = self._devices()[:num_results]
         rows = np.minimum(np.arange(num_results + -num_results % len(devices)), num_results - 1)
         if class_labels is not None:
-            class_labels = self._checked_labels("class_labels", class_labels, len(images))
+            class_labels = self.checked_labels("class_labels", class_labels, len(images))
             class_labels = class_labels[rows // num_samples]
         model_fn, params = self.guided_model(
             state.config, class_labels, guidance_scale, null_label, cond_fn, cond_params
@@ -273,8 +273,8 @@ class RePaintPipeline:
         whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
         return jax.local_devices() if whole else jax.local_devices()[:1]
 
-    def _checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
-        """Return one label for each image."""
+    def checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
+        """Return one label for each image, or refuse those that the model does not know."""
         labels = np.asarray(class_labels)
         if labels.shape not in ((), (num_images,)) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
@@ -321,7 +321,7 @@ class RePaintPipeline:
                 "no cond_fn and no null_label"
             )
         if null_label is not None:
-            null_labels = self._checked_labels("null_label", null_label, len(class_labels))
+            null_labels = self.checked_labels("null_label", null_label, len(class_labels))
             model_fn = ClassifierFreeGuidance(model_fn)
             params = (params, class_labels, null_labels, guidance_scale)
         elif conditional:

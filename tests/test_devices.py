@@ -78,3 +78,15 @@ def test_without_a_limit_it_is_this_machines_memory(heavy):
     assert rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1)) > rp.largest_batch_size(
         *heavy, np.float32(0), (16, 16, 1), bytes_limit=gigabyte // 4
     )
+
+
+@pytest.mark.parametrize("batch", [jnp.zeros((3, 2)), jnp.float32(1), (jnp.zeros(2), jnp.zeros(4))])
+def test_a_batch_that_cannot_be_shared_out_is_refused(batch):
+    with pytest.raises(ValueError, match=r"batch has leading axes of length .*, expected one length"):
+        rp.shard_batch(batch, jax.devices() * 2)
+
+
+def test_no_devices_are_refused():
+    for function in (rp.shard_batch, rp.replicate):
+        with pytest.raises(ValueError, match="devices is empty, expected at least one"):
+            function(jnp.zeros(2), [])

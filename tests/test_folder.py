@@ -1,6 +1,7 @@
 """A folder of pictures: the same files whatever happens, and what is wrong with one costs only that one."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import repaint_jax as rp
 from repaint_jax import cli
 from repaint_jax.chains import ChainRunner
 from repaint_jax.folder import inpaint_folder
+from repaint_jax.pipeline import Classifier
 
 NUM_PICTURES = 7
 CALLS = 8
@@ -183,6 +185,48 @@ def interrupted_after(calls: list[int], stretches: int):
     return continue_chain
 
 
+def test_a_chain_of_other_pictures_is_not_resumed(pipe, work, unbroken, monkeypatch):
+    late = work / "in" / "deeper" / "0.v2.png"
+    late.rename(work / "late.png")
+    monkeypatch.setattr("repaint_jax.chains.continue_chain", interrupted_after([], 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, work, "saved", checkpoint_every=3)
+    monkeypatch.undo()
+    (work / "late.png").rename(late)
+    run(pipe, work, "saved", checkpoint_every=3)
+    assert files_below(work / "saved") == unbroken
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", "cut", "other arrays"])
+def test_a_damaged_chain_starts_anew(pipe, work, unbroken, monkeypatch, damage):
+    monkeypatch.setattr("repaint_jax.chains.continue_chain", interrupted_after([], 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, work, "saved", checkpoint_every=3)
+    monkeypatch.undo()
+    (saved,) = (work / "saved" / ".chains").glob("*.npz")
+    if damage == "other arrays":
+        np.savez(saved, np.zeros(3))
+    else:
+        saved.write_bytes(saved.read_bytes()[:300] if damage == "cut" else damage)
+    run(pipe, work, "saved", checkpoint_every=3)
+    assert files_below(work / "saved") == unbroken
+
+
+def test_files_of_others_among_the_chains_stay_there(pipe, work):
+    run(pipe, work, "out")
+    foreign = work / "out" / ".chains" / ".nfs0001"
+    foreign.parent.mkdir()
+    foreign.write_text("theirs")
+    run(pipe, work, "out", checkpoint_every=3)
+    assert foreign.read_text() == "theirs"
+
+
+def test_an_empty_result_is_made_again(pipe, work, unbroken):
+    (work / "unbroken" / "photo 3 ü.png").write_bytes(b"")
+    run(pipe, work, "unbroken")
+    assert files_below(work / "unbroken") == unbroken
+
+
 def test_processes_share_the_work(pipe, work, unbroken):
     for index in range(3):
         run(pipe, work, "shared", process_index=index, process_count=3)
@@ -236,6 +280,18 @@ def test_started_twice_by_mistake(model_folder, work, unbroken):
     for process in [command(model_folder, work, "twice", "--checkpoint-every", 3) for _ in range(2)]:
         finish(process)
     assert files_below(work / "twice") == unbroken
+
+
+@pytest.mark.slow
+def test_interrupted_it_ends_at_once_and_goes_on_later(model_folder, work, unbroken):
+    process = command(model_folder, work, "out", "--checkpoint-every", 1)
+    until_it_works(process, work / "out")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert errors == "repaint-jax folder: interrupted; the same command goes on\n"
+    finish(command(model_folder, work, "out", "--checkpoint-every", 1))
+    assert files_below(work / "out") == unbroken
 
 
 @pytest.mark.slow
@@ -314,6 +370,40 @@ def test_results_that_are_not_finite_are_not_written(pipe, work):
     assert files_below(work / "out") == {}
 
 
+def test_a_name_that_is_too_long_costs_only_that_picture(pipe, work, unbroken):
+    longest = 251 * "x"
+    for kind in ("in", "masks"):
+        shutil.copy(work / kind / "photo 1 ü.png", work / kind / f"{longest}.png")
+    assert list(run(pipe, work, "out", num_samples=2)) == [f"{longest}.png"]
+    assert len(files_below(work / "out")) == 2 * len(unbroken)
+    assert run(pipe, work, "single") == {}
+
+
+def test_folders_are_no_pictures(pipe, work):
+    (work / "in" / "folder.png").mkdir()
+    assert run(pipe, work, "out") == {}
+
+
+def test_labels_that_the_classifier_does_not_know_are_refused(pipe, work):
+    classifier = Classifier(lambda params, sample, timestep: sample, None, 5)
+    for label in (5, -1, 99_999_999_999):
+        with pytest.raises(ValueError, match=f"class_label is {label}, expected labels from 0 to 4"):
+            run(dataclasses.replace(pipe, classifier=classifier), work, "out", class_label=label)
+
+
+def test_results_without_their_settings_are_refused(pipe, work):
+    run(pipe, work, "out")
+    (work / "out" / "repaint.json").unlink()
+    with pytest.raises(ValueError, match=r"holds results without their settings in repaint\.json"):
+        run(pipe, work, "out")
+
+
+def test_settings_without_results_are_replaced(pipe, work):
+    broken = rp.RePaintPipeline(lambda p, x, t: x * jnp.nan, None, pipe.state, pipe.image_shape)
+    run(broken, work, "out", seed=1)
+    assert run(pipe, work, "out") == {}
+
+
 def test_a_second_run_with_other_settings_is_refused(pipe, work):
     run(pipe, work, "out")
     with pytest.raises(ValueError, match="holds results of other settings: seed is 0 there and 1 here"):
@@ -330,6 +420,11 @@ def test_a_second_run_with_other_settings_is_refused(pipe, work):
         ({"images": "empty"}, "images is .*empty, which holds no pictures"),
         ({"masks": "nowhere"}, "masks is .*nowhere, which is neither a picture nor a folder"),
         ({"masks": "text.png"}, "text.png is not a picture that can be read"),
+        ({"masks": "in/masks"}, "masks is .*masks, expected it outside images"),
+        (
+            {"masks": "others"},
+            "masks is .*others, which holds no mask for any picture, such as deeper/0.v2.png",
+        ),
         ({"output": "in/out"}, "output is .*out, expected a folder outside images"),
         ({"output": "masks"}, "output is .*masks, expected a folder outside masks"),
         ({"num_samples": 0}, "num_samples is 0, expected an integer of at least 1"),
@@ -344,15 +439,29 @@ def test_a_second_run_with_other_settings_is_refused(pipe, work):
     ],
 )
 def test_what_is_refused_before_anything_is_computed(pipe, work, changed, message):
-    (work / "empty").mkdir()
+    for name in ("empty", "in/masks", "others"):
+        (work / name).mkdir()
     (work / "text.png").write_text("no picture")
+    Image.new("L", (8, 8)).save(work / "others" / "other.png")
+    before = [*work.rglob("*")]
     folders = {name: work / changed.pop(name, default) for name, default in FOLDERS.items()}
     with pytest.raises(ValueError, match=message):
         inpaint_folder(pipe, *folders.values(), **changed)
-    assert not (work / "out").exists()
+    assert [*work.rglob("*")] == before
 
 
 FOLDERS = {"images": "in", "masks": "masks", "output": "out"}
+
+
+def test_results_do_not_go_among_the_pictures_and_masks(pipe, work):
+    (work / "out").mkdir()
+    pictures, mask = work / "out" / "gt", work / "out" / "photo 1 ü.png"
+    (work / "in").rename(pictures)
+    shutil.copy(work / "masks" / mask.name, mask)
+    with pytest.raises(ValueError, match=r"output is .*out, expected a folder outside images"):
+        inpaint_folder(pipe, pictures, work / "masks", work / "out", official_layout=True)
+    with pytest.raises(ValueError, match=r"output is .*out, expected a folder outside masks"):
+        inpaint_folder(pipe, pictures, mask, work / "out")
 
 
 TWO = ("--num-processes", 2, "--process-id")
@@ -364,7 +473,20 @@ TWO = ("--num-processes", 2, "--process-id")
         (("--num-processes", 4), "--num-processes is 4 and --process-id is None, expected both or neither"),
         (
             ("--num-processes", 4, "--process-id", 4),
-            "process_index is 4, expected less than process_count=4",
+            "--process-id is 4, expected from 0 to 3",
+        ),
+        (
+            ("--num-processes", 0, "--process-id", 0),
+            "--num-processes is 0, expected an integer of at least 1",
+        ),
+        (("--coordinator", "foo", *TWO, 0), "--coordinator is foo, expected HOST:PORT"),
+        (
+            ("--coordinator", "localhost:70000", *TWO, 0),
+            "--coordinator is localhost:70000, expected HOST:PORT",
+        ),
+        (
+            ("--coordinator", "localhost:1"),
+            "--coordinator is localhost:1, expected --num-processes and --process-id with it",
         ),
         (("--seed", -1), "seed is -1, expected an integer from 0 to 2**32 - 1"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from repaint_jax.images import (
     array_to_pil,
@@ -184,6 +184,13 @@ def test_pictures_that_cannot_be_resized_together_are_refused(image, mask, messa
 def test_written_picture_is_read_back(tmp_path: Path):
     Image.fromarray(BYTES).save(tmp_path / "a.png")
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a.png")), BYTES)
+
+
+def test_a_turned_photograph_is_read_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was turned: its left is up
+    Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
 def test_files_that_are_no_pictures_are_refused_in_one_sentence(tmp_path: Path):
