@@ -22,6 +22,11 @@ Gaussian prior the fixed point of B = 1, where the prediction agrees with the kn
 of the missing ones that of the posterior itself, at every level; RePaint, with B = G = 0, has it only
 in the limit of small s. G hastens the way to the fixed point, and is stable below 1.
 
+A pixel at the limit of the clip range has no fixed point, since predictions lie on one side of it: B would
+drive it further and further out, to where no network was trained, and what a network makes of that falls
+upon the missing pixels. So B = G = 0 at such a pixel once s' is below the limit; above it predictions lie
+far inside, and there is much to learn from the pixel.
+
 The last call goes from the smallest level to clean as if eps kept its value on the way; but it falls to 0
 with sigma, and half of that step is too much. Where three calls or more are at that level this is all that
 is wrong with it: the last but one then goes to clean, and the last one, the model called once more at the
@@ -85,9 +90,22 @@ def correlated_transition(
     prediction, _ = split_model_output(config, model_output, sample)
     x0, eps = predict(config, row, prediction, sample, noise_of_clipped=True)
     unknown = row.prev_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
-    y = original_image + row.correction * (original_image - x0)
-    known = row.prev_signal * y + row.prev_noise * (_FEEDBACK * eps + (1 - _FEEDBACK**2) ** 0.5 * z)
+    in_reach = _in_reach(config, row, original_image)
+    y = original_image + in_reach * row.correction * (original_image - x0)
+    feedback = in_reach * _FEEDBACK
+    known = row.prev_signal * y + row.prev_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
     return mask * known + (1 - mask) * unknown, x0
+
+
+def _in_reach(
+    config: RePaintSchedulerConfig, row: CorrelatedCoefficients, original_image: jax.Array
+) -> jax.Array:
+    """Say at which known pixels predictions can agree with the original: 1, elsewhere 0."""
+    if not config.clip_sample:
+        return jnp.ones_like(original_image)
+    limit = config.clip_sample_range
+    in_reach = (jnp.abs(original_image) < limit) | (row.prev_noise >= limit * row.prev_signal)
+    return in_reach.astype(original_image.dtype)
 
 
 def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int) -> CorrelatedCoefficients:

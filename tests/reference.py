@@ -244,13 +244,23 @@ def propagate(
 
 
 def propagate_correlated(
-    prior_mean, prior_cov, image, mask, sigmas, *, denoise_to=1 / 3, feedback=0.95, correction=0.5
+    prior_mean,
+    prior_cov,
+    image,
+    mask,
+    sigmas,
+    *,
+    denoise_to=1 / 3,
+    feedback=0.95,
+    correction=0.5,
+    limit=np.inf,
 ):
     """Mean [d] and covariance [d, d] of correlated renoising, from N(0, (1 + sigmas[0]^2) I).
 
     In unscaled coordinates, image plus sigma times noise. sigmas are the levels of the model calls,
     falling; clean comes after them. Where the last three are the same, the last but one goes to clean,
-    and half of the last one's noise is added to that. mask holds zeros and ones only.
+    and half of the last one's noise is added to that. mask holds zeros and ones only. Where the image is
+    at the limit there is neither feedback nor correction below sigma = limit.
     """
     size, known = len(prior_mean), mask == 1
     identity, none = np.eye(size), np.zeros((size, size))
@@ -265,19 +275,21 @@ def propagate_correlated(
         inverse = np.linalg.inv(prior_cov + now**2 * identity)
         weight, bias = now * inverse, -now * inverse @ prior_mean  # E[noise | x] = weight x + bias
         alpha = np.sqrt(2 * max(0.0, later / now - denoise_to)) if later else 0.0
-        pull = correction if later else 0.0
+        heeded = (np.abs(image) < limit) | (later >= limit)
+        share = np.where(heeded, feedback, 0.0)
+        pull = np.where(heeded, correction, 0.0) if later else np.zeros(size)
         # Missing: x + (later - alpha^2 now / 2 - now) e + alpha now (previous + new) / 2
         stride = later - alpha**2 * now / 2 - now
         if corrected and call == len(steps) - 1:
             stride = now / 2
         linear, offset = identity + stride * weight, stride * bias
-        # Known: y + later (feedback e + sqrt(1 - feedback^2) new), y = image + pull (image - x0)
-        gain = (later * feedback + pull * now) * weight - pull * identity
-        known_offset = (1 + pull) * image + (later * feedback + pull * now) * bias
+        # Known: y + later (share e + sqrt(1 - share^2) new), y = image + pull (image - x0)
+        gain = (later * share + pull * now)[:, None] * weight - np.diag(pull)
+        known_offset = (1 + pull) * image + (later * share + pull * now) * bias
         linear = np.where(known[:, None], gain, linear)
         offset = np.where(known, known_offset, offset)
         by_previous = np.diag(np.where(known, 0.0, alpha * now / 2))
-        by_new = np.diag(np.where(known, later * np.sqrt(1 - feedback**2), alpha * now / 2))
+        by_new = np.diag(np.where(known, later * np.sqrt(1 - share**2), alpha * now / 2))
         carried = np.block([[linear, by_previous], [none, none]])
         drawn = np.vstack([by_new, identity])
         mean = carried @ mean + np.append(offset, np.zeros(size))

@@ -39,10 +39,10 @@ def budget_state(num_model_calls, **config) -> rp.RePaintSchedulerState:
     return rp.set_timesteps_for_budget(rp.create_state(config), num_model_calls)
 
 
-def draw(state, *, key=None, model=model_fn):
+def draw(state, *, key=None, model=model_fn, image=IMAGE):
     params = denoiser_params(state.config.prediction_type, state.config.beta_schedule)
     key = jax.random.key(0) if key is None else key
-    return np.asarray(inpaint(state, model, params, batched(IMAGE), one_mask(MASK), key))
+    return np.asarray(inpaint(state, model, params, batched(image), one_mask(MASK), key))
 
 
 def sigmas(state) -> np.ndarray:
@@ -97,6 +97,17 @@ def test_a_learned_variance_is_not_used():
 def test_clipping_far_outside_the_data_changes_nothing():
     wide = budget_state(24, clip_sample=True, clip_sample_range=50.0)
     np.testing.assert_allclose(draw(wide), draw(budget_state(24)), atol=1e-4)
+
+
+def test_pixels_at_the_limit_of_the_clip_range_are_renoised_afresh_below_it():
+    limit = 6.0
+    image = np.where(np.arange(len(IMAGE)) == np.argmax(MASK), limit, IMAGE)
+    state = budget_state(24, clip_sample=True, clip_sample_range=limit)
+    problem = PRIOR_MEAN, PRIOR_COV, image, MASK, sigmas(state)
+    samples = draw(state, image=image)
+    assert_distributed_as(samples, *reference.propagate_correlated(*problem, limit=limit))
+    wrong = reference.propagate_correlated(*problem)
+    assert misfit(samples, *wrong, MISSING) > reference.gaussian_misfit_limit(MISSING.sum())
 
 
 def test_what_belongs_to_the_other_chain_changes_nothing():
