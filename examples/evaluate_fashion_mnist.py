@@ -103,15 +103,8 @@ def main() -> None:
 
 
 def masks_of(name: str, images: Images) -> Images:  # [N, H, W, 1]
-    height, width, _ = images.shape[1:]
-    if name == "Wide":
-        return np.stack([rp.masks.wide(height, width, key) for key in numbered_keys(0, len(images))])
-    make = {
-        "Half": rp.masks.half,
-        "Expand": rp.masks.expand,
-        "Alternating lines": rp.masks.alternating_lines,
-    }[name]
-    return np.stack([make(height, width)] * len(images))
+    make = partial(rp.masks.by_name, name.lower().replace(" ", "_"), *images.shape[1:3])
+    return np.stack([make(key) for key in numbered_keys(0, len(images))])
 
 
 def numbered_keys(start: int, count: int) -> jax.Array:

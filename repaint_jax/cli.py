@@ -64,10 +64,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Fill the black part of MASK in IMAGE; its white part is kept exactly, if OUT is in a "
         "lossless format such as PNG.",
         formatter_class=defaults,
-        epilog="Example: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4",
+        epilog="Examples: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4; "
+        "repaint-jax inpaint shoe.png box=10,4,20,24 -o filled.png",
     )
     inpaint.add_argument("image", type=Path, metavar="IMAGE", help="picture of the model's size")
-    inpaint.add_argument("mask", type=Path, metavar="MASK", help="white keeps, black inpaints")
+    inpaint.add_argument(
+        "mask",
+        metavar="MASK",
+        help="picture whose white part is kept and whose black part is inpainted; or 'alpha' (what is "
+        "transparent in IMAGE is inpainted), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (a copy "
+        "of IMAGE that was painted over), or a mask of the paper: half, expand, alternating_lines, "
+        "super_resolution, wide, narrow",
+    )
+    inpaint.add_argument("--invert-mask", action="store_true", help="white inpaints and black keeps")
     inpaint.add_argument(
         "-o",
         "--output",
@@ -277,6 +286,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inpaint(options: argparse.Namespace) -> int:
+    import jax
+
+    from repaint_jax.drawn_masks import read_mask
     from repaint_jax.images import open_image, save_picture
     from repaint_jax.pipeline import RePaintPipeline
 
@@ -286,7 +298,9 @@ def _inpaint(options: argparse.Namespace) -> int:
         outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
     for output in outputs:
         _check_output(output)
-    image, mask = open_image(options.image), open_image(options.mask)
+    _check_seed(options.seed)
+    image = open_image(options.image)
+    mask = read_mask(options.mask, image, jax.random.key(options.seed), invert=options.invert_mask)
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )

@@ -44,6 +44,25 @@ def narrow(height: int, width: int, key: jax.Array) -> jax.Array:
     return _strokes(height, width, key, strokes=4, bends=5, length=0.35, thickness=(0.03, 0.08))
 
 
+_FIXED = {
+    "half": half,
+    "expand": expand,
+    "alternating_lines": alternating_lines,
+    "super_resolution": super_resolution,
+}
+_RANDOM = {"wide": wide, "narrow": narrow}
+NAMES = (*_FIXED, *_RANDOM)
+
+
+def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
+    """Return the mask that one of NAMES stands for; the fixed ones do not use the key."""
+    if name in _FIXED:
+        return _FIXED[name](height, width)
+    if name in _RANDOM:
+        return _RANDOM[name](height, width, key)
+    raise ValueError(f"name is {name!r}, expected one of {', '.join(NAMES)}")
+
+
 def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:
     return jnp.broadcast_to(keep, (height, width)).astype(jnp.float32)[..., None]
 

@@ -38,8 +38,10 @@ def folder(tmp_path, model_folder, image, mask) -> Path:
     return tmp_path
 
 
-def inpaint(model_folder: Path, folder: Path, *options: object, output: str = "out.png") -> int:
-    words = ["inpaint", "image.png", "mask.png", "-o", output, "--model", model_folder, *QUICK, *options]
+def inpaint(
+    model_folder: Path, folder: Path, *options: object, mask: str = "mask.png", output: str = "out.png"
+) -> int:
+    words = ["inpaint", "image.png", mask, "-o", output, "--model", model_folder, *QUICK, *options]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return cli.main(list(map(str, words)))
@@ -81,6 +83,12 @@ def test_pictures_of_another_size_are_resized_on_request(model_folder, folder, c
     assert "(30, 20, 1)" in only_line(capsys)
     assert inpaint(model_folder, folder, "--resize") == 0
     assert pixels(folder / "out.png").shape == (8, 8)
+
+
+def test_mask_may_be_a_box_and_inverted(model_folder, folder) -> None:
+    assert inpaint(model_folder, folder, "--invert-mask", mask="box=2,0,8,8") == 0
+    same = pixels(folder / "out.png") == pixels(folder / "image.png")
+    assert same[:, 2:].all() and not same[:, :2].all()
 
 
 def only_line(capsys: pytest.CaptureFixture[str]) -> str:
