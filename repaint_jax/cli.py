@@ -132,6 +132,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_chain_options(folder, num_samples=1)
     folder.set_defaults(run=_folder)
 
+    schedule = commands.add_parser(
+        "schedule",
+        help="say what a chain costs, and draw it",
+        description="Count the model calls of a chain, time one of them on this machine, and draw how much "
+        "noise is in the picture over the calls.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax schedule --steps 250 --jump-length 10 -o schedule.png",
+    )
+    schedule.add_argument("-o", "--output", type=Path, help="picture to write; needs matplotlib")
+    _add_schedule_options(schedule)
+    schedule.set_defaults(run=_show_schedule)
+
     convert = commands.add_parser(
         "convert",
         help="turn an official .pt checkpoint into a folder of safetensors",
@@ -215,6 +227,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> None:
+    _add_schedule_options(parser)
+    parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+
+
+def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="bundled",
@@ -246,8 +264,6 @@ def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> 
             metavar=option.removeprefix("--").upper().replace("-", "_"),
             help=text,
         )
-    parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -404,6 +420,24 @@ def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
             "--process-id say where they are"
         ) from None
     return found
+
+
+def _show_schedule(options: argparse.Namespace) -> int:
+    from repaint_jax.pipeline import RePaintPipeline
+    from repaint_jax.schedule_plot import draw_schedule
+
+    if options.output is not None:
+        _check_output(options.output)
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    state = pipe.set_timesteps(**_schedule(options))
+    if options.output is not None:
+        draw_schedule(state, options.output)
+        print(f"wrote {options.output}")
+    seconds, calls = pipe.seconds_per_call(), state.num_model_calls or 0
+    print(
+        f"{calls} model calls of {1000 * seconds:.3g} ms: {calls * seconds:.3g} s a picture on this machine"
+    )
+    return 0
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """From pictures to inpainted pictures: a model, a scheduler and the loop in one object."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -266,6 +267,21 @@ class RePaintPipeline:
         chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
         config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
         return set_timesteps(create_state(config), **chosen)
+
+    def seconds_per_call(self) -> float:
+        """Time a model call for one picture, after its compilation: the best of a few."""
+        conditional = self.unet_config is not None and self.unet_config.is_class_conditional
+        labels = np.zeros(1, np.int32) if conditional or self.classifier is not None else None
+        model_fn, params = self.guided_model(self.state.config, labels)
+        call = jax.jit(model_fn)
+        sample = jnp.zeros((1, *self.image_shape))
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(call(params, sample, 0))
+            return time.perf_counter() - start
+
+        return min([seconds() for _ in range(4)][1:])
 
     def _devices(self) -> list[jax.Device]:
         """All that this process has, unless params are sharded already: then JAX knows where to compute."""
