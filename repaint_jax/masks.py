@@ -1,10 +1,12 @@
-"""The six masks of the RePaint paper (section 5): 1 keeps a pixel, 0 inpaints it.
+"""The six masks of the RePaint paper (section 5), and soft edges: 1 keeps a pixel, 0 inpaints it.
 
 Every mask is [height, width, 1] float32, to be broadcast over channels and batch.
 """
 
 import jax
 import jax.numpy as jnp
+
+from repaint_jax.checks import check_int
 
 
 def half(height: int, width: int) -> jax.Array:
@@ -61,6 +63,22 @@ def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
     if name in _RANDOM:
         return _RANDOM[name](height, width, key)
     raise ValueError(f"name is {name!r}, expected one of {', '.join(NAMES)}")
+
+
+def feather(mask: jax.Array, radius: int) -> jax.Array:
+    """Soften the edges of a mask: kept pixels near the hole fade to it.
+
+    Args:
+        mask: [height, width, 1] of zeros and ones. The hole stays 0.
+        radius: pixels that fade; at distance d <= radius from the hole, the larger of the distances in
+            rows and columns, the result is d / (radius + 1), beyond it 1.
+    """
+    check_int("radius", radius, 0)
+    eroded = [
+        jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, (2 * k + 1, 2 * k + 1, 1), (1, 1, 1), "SAME")
+        for k in range(radius + 1)
+    ]
+    return jnp.mean(jnp.stack(eroded), axis=0)
 
 
 def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:

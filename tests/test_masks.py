@@ -71,3 +71,14 @@ def test_wide_strokes_remove_more_than_narrow_ones_and_both_leave_something(stro
     for share in (wide, narrow):
         assert share.min() > 0
         assert share.max() < 0.9
+
+
+def test_feathered_edges_rise_with_the_distance_from_the_hole():
+    mask = np.ones((9, 9, 1), np.float32)
+    mask[4, 2] = 0
+    rows, columns = np.indices((9, 9))
+    distance = np.maximum(abs(rows - 4), abs(columns - 2))[..., None]
+    np.testing.assert_allclose(masks.feather(mask, 2), np.minimum(distance / 3, 1), rtol=1e-6)
+    np.testing.assert_array_equal(masks.feather(mask, 0), mask)
+    with pytest.raises(ValueError, match="radius is -1, expected an integer of at least 0"):
+        masks.feather(mask, -1)
