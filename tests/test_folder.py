@@ -283,15 +283,20 @@ def test_started_twice_by_mistake(model_folder, work, unbroken):
 
 
 @pytest.mark.slow
-def test_interrupted_it_ends_at_once_and_goes_on_later(model_folder, work, unbroken):
-    process = command(model_folder, work, "out", "--checkpoint-every", 1)
-    until_it_works(process, work / "out")
+def test_interrupted_it_ends_at_once_and_goes_on_later(model_folder, pipe, work):
+    run(pipe, work, "unbroken", num_samples=12)
+    options = ("--num-samples", 12, "--checkpoint-every", 1)
+    process = command(model_folder, work, "out", *options)
+    while not list((work / "out").rglob("[!.]*.png")):
+        assert process.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == "repaint-jax folder: interrupted; the same command goes on\n"
-    finish(command(model_folder, work, "out", "--checkpoint-every", 1))
-    assert files_below(work / "out") == unbroken
+    finish(command(model_folder, work, "out", *options))
+    assert files_below(work / "out") == files_below(work / "unbroken")
 
 
 @pytest.mark.slow
