@@ -81,6 +81,7 @@ def test_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(model, ima
     assert_equal_leaves(resumed, whole)
 
 
+@pytest.mark.slow
 def test_run_resumed_with_more_steps_before_its_decay_ends_as_a_long_one(model, images, tmp_path) -> None:
     long = dataclasses.replace(CONFIG, num_steps=10)
     run = (*model, images, ABAR, tmp_path / "extended")
@@ -247,6 +248,7 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     assert "0.5" in message
 
 
+@pytest.mark.slow
 def test_run_from_a_model_starts_with_its_weights_and_keeps_its_architecture(
     finished_run, images, tmp_path
 ) -> None:
