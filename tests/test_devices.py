@@ -57,6 +57,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(heavy):
     assert needed(*heavy, size) <= limit < needed(*heavy, round(1.1 * size))
 
 
+@pytest.mark.slow
 def test_it_does_not_depend_on_the_number_of_calls_but_for_their_coefficients(heavy):
     state, model_fn = heavy
     longer = rp.set_timesteps_for_budget(state, 500)

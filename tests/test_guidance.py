@@ -256,6 +256,7 @@ def test_classifier_free_guidance_of_scale_one_is_the_conditional_model(conditio
     np.testing.assert_allclose(unguided, run(conditional_pipe, image, mask, class_labels=4), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_classifier_guides_conditional_and_unconditional_models(
     pipe, conditional_pipe, classifier, image, mask
 ):

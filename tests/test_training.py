@@ -127,6 +127,7 @@ def test_loss_of_a_network_that_returns_zero_is_the_mean_square_of_its_target(
     assert float(loss) == pytest.approx(expected, abs=0.15)  # 2048 values: five standard errors
 
 
+@pytest.mark.slow
 def test_seed_decides_the_noise(model) -> None:
     losses = []
     for seed in (0, 0, 1):
