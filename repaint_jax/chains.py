@@ -103,11 +103,9 @@ class ChainRunner:
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
-            part = images[chosen], masks[chosen], keys[chosen]
-            digest = hashlib.sha256(b"".join(array.tobytes() for array in part)).hexdigest()[:16]
-            image, mask, key = jax.device_put(part, device)
+            image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
             arguments = *self._models[rows, device], image, mask, jax.random.wrap_key_data(key)
-            parts.append(self._chain(f"{name}-{digest}", *arguments))
+            parts.append(self._chain(name, *arguments))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(
@@ -123,7 +121,9 @@ class ChainRunner:
         go_on = partial(continue_chain, self._state, model_fn, params, images, masks, keys)
         if self._checkpoint_every is None:
             return np.asarray(go_on(carry, total).sample)
-        path = self.saved / f"{name}.npz"
+        made_of = images, masks, jax.random.key_data(keys)
+        digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in made_of)).hexdigest()[:16]
+        path = self.saved / f"{name}-{digest}.npz"
         carry = _saved_carry(path, carry)
         done = int(carry.calls_done)
         while done < total:

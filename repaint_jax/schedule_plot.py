@@ -20,9 +20,8 @@ def chain_path(
     timesteps = np.asarray(state.timesteps)
     noise = np.append(np.asarray(state.sqrt_one_minus_alphas_cumprod, np.float64), 0.0)
     passed = np.append(timesteps[timesteps >= 0], -1)
-    is_call = np.diff(passed, append=-1) <= 0
-    is_call[-1] = False
-    calls = np.concatenate([[0], np.cumsum(is_call[:-1])])
+    is_call = np.diff(passed) <= 0
+    calls = np.concatenate([[0], np.cumsum(is_call)])
     return calls, noise[passed]
 
 

@@ -286,9 +286,8 @@ def test_started_twice_by_mistake(model_folder, work, unbroken):
 def test_interrupted_it_ends_at_once_and_goes_on_later(model_folder, pipe, work):
     run(pipe, work, "unbroken", num_samples=12)
     options = ("--num-samples", 12, "--checkpoint-every", 1)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # where tests run in the background it is ignored
+    # Where tests run in the background SIGINT is ignored, and processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command(model_folder, work, "out", *options)
     while not list((work / "out").rglob("[!.]*.png")):
         assert process.poll() is None
