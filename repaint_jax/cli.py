@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--ema-decay", type=float, default=0.999, help="of the averaged weights")
     train.add_argument("--prediction-type", default="epsilon", help="or sample, v_prediction")
     train.add_argument("--timestep-density", default="uniform", help="or lognormal")
+    train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
     train.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps")
     train.add_argument("--seed", type=int, default=0, help="of everything random")
     train.set_defaults(run=_train)
@@ -462,6 +463,7 @@ def _train(options: argparse.Namespace) -> int:
         ema_decay=options.ema_decay,
         prediction_type=options.prediction_type,
         timestep_density=options.timestep_density,
+        random_flip=options.random_flip,
         seed=options.seed,
     )
     images = read_images(options.data, options.image_size, grey=options.grey)

@@ -20,7 +20,8 @@ def read_images(folder: Path, image_size: int, *, grey: bool) -> NDArray[np.uint
 
     Args:
         folder: holds Fashion-MNIST's `train-images-idx3-ubyte.gz`, or pictures at any depth.
-        image_size: pictures are cropped to their central square and resized to this side.
+        image_size: pictures are cropped to their central square and resized to this side, what is
+            transparent becoming white.
         grey: read pictures as one channel instead of three.
     """
     check_int("image_size", image_size, 1)
@@ -53,6 +54,10 @@ def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
 def _central_square(image: Image.Image, side: int, mode: str) -> NDArray[np.uint8]:
     shorter = min(image.size)
     left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
-    square = image.convert(mode).crop((left, top, left + shorter, top + shorter))
+    square = image.crop((left, top, left + shorter, top + shorter))
+    if square.has_transparency_data:
+        square = square.convert("RGBA")
+        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+    square = square.convert(mode)
     pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
     return pixels[..., None] if pixels.ndim == 2 else pixels

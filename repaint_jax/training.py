@@ -56,6 +56,7 @@ class TrainingConfig:
         timestep_density: "uniform" as in DDPM, or "lognormal": ln sigma normal with mean -0.5 and
             standard deviation 1.5, after Karras et al. 2022 (arXiv 2206.00364, table 1), with one step
             in ten uniform so that no timestep is left untrained.
+        random_flip: mirror half of the images of an epoch, left to right.
         seed: of the weights, the order of the images, the timesteps and the noise.
     """
 
@@ -68,6 +69,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     prediction_type: str = "epsilon"
     timestep_density: str = "uniform"
+    random_flip: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,16 +176,20 @@ def make_train_step(
 
 
 def batches(
-    images: NDArray[np.uint8], batch_size: int, seed: int, first_step: int = 0
+    config: TrainingConfig, images: NDArray[np.uint8], first_step: int = 0
 ) -> Iterator[NDArray[np.float32]]:
     """Batches in [-1, 1] from step `first_step` on, for ever; every epoch in an order of its own."""
-    per_epoch = len(images) // batch_size
+    per_epoch = len(images) // config.batch_size
     epoch, position = divmod(first_step, per_epoch)
     while True:
-        order = np.random.default_rng((seed, epoch)).permutation(len(images))
+        rng = np.random.default_rng((config.seed, epoch))
+        order = rng.permutation(len(images))
+        flipped = config.random_flip & (rng.random(len(images)) < 0.5)
         for batch in range(position, per_epoch):
-            chosen = images[order[batch * batch_size : (batch + 1) * batch_size]]
-            yield uint8_to_array(chosen)
+            chosen = slice(batch * config.batch_size, (batch + 1) * config.batch_size)
+            pictures = images[order[chosen]]
+            mirrored = flipped[chosen, None, None, None]
+            yield uint8_to_array(np.where(mirrored, pictures[:, :, ::-1], pictures))
         epoch, position = epoch + 1, 0
 
 
@@ -227,7 +233,7 @@ def train(
         first_step = int(state.step)
         for step, batch in zip(
             range(first_step, config.num_steps),
-            batches(images, config.batch_size, config.seed, first_step),
+            batches(config, images, first_step),
             strict=False,
         ):
             state, loss = train_step(state, jnp.asarray(batch))

@@ -37,6 +37,12 @@ def test_pictures_are_read_in_colour_or_in_grey(tmp_path: Path):
     assert grey[0, 0, 0].tolist() == [76]  # ITU-R 601 luma of red
 
 
+def test_what_is_transparent_becomes_white(tmp_path: Path):
+    save(tmp_path / "a.png", np.full((4, 4, 4), [255, 0, 0, 51]))
+    save(tmp_path / "b.png", np.stack([np.full((4, 4), 100), np.full((4, 4), 0)], axis=-1))
+    assert read_images(tmp_path, 4, grey=False)[:, 0, 0].tolist() == [[255, 204, 204], [255, 255, 255]]
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_central_square_is_kept_and_resized(tmp_path: Path, transposed: bool):
     pixels = np.zeros((4, 12))

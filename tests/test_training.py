@@ -162,12 +162,22 @@ def test_average_follows_the_weights(model, images) -> None:
 
 def test_an_epoch_has_every_image_once_and_each_epoch_another_order() -> None:
     images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
-    stream = batches(images, 4, seed=0)
+    stream = batches(CONFIG, images)
     epochs = [np.concatenate([next(stream).ravel() for _ in range(3)]) for _ in range(2)]
     for epoch in epochs:
         np.testing.assert_allclose(np.sort(epoch), np.arange(12) / 127.5 - 1, atol=1e-6)
     assert not np.array_equal(*epochs)
-    np.testing.assert_array_equal(next(batches(images, 4, seed=0, first_step=4)).ravel(), epochs[1][4:8])
+    np.testing.assert_array_equal(next(batches(CONFIG, images, first_step=4)).ravel(), epochs[1][4:8])
+
+
+def test_random_flip_mirrors_half_of_the_images_and_no_others() -> None:
+    images = np.stack([np.arange(200), np.arange(200) + 1], axis=1).astype(np.uint8)  # brighter to the right
+    config = dataclasses.replace(CONFIG, batch_size=100, random_flip=True)
+    stream = batches(config, images.reshape(200, 1, 2, 1))
+    left, right = np.concatenate([next(stream), next(stream)])[:, 0, :, 0].T
+    np.testing.assert_allclose(np.sort(np.minimum(left, right)), np.arange(200) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(np.abs(left - right), 1 / 127.5, atol=1e-6)
+    assert 70 <= np.sum(left > right) <= 130  # four standard deviations
 
 
 @pytest.mark.parametrize("density", ["uniform", "lognormal"])
