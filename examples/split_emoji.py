@@ -5,8 +5,8 @@
 
 copies 3,391 pictures (MIT licence) into runs/emoji/train and runs/emoji/held_out. A file's name is its code
 points. All that differ in skin tone, gender or age only are one kind, and a kind is on one side: one in ten
-is held out, with one picture. A kind has at most six pictures in training, so that people, who come in up to
-18 variants, do not outnumber everything else.
+is held out, with one picture. A kind has at most six pictures in training, so that people, who come in up
+to 18 variants, do not outnumber everything else.
 """
 
 import argparse

@@ -171,7 +171,7 @@ def test_an_epoch_has_every_image_once_and_each_epoch_another_order() -> None:
 
 
 def test_random_flip_mirrors_half_of_the_images_and_no_others() -> None:
-    images = np.stack([np.arange(200), np.arange(200) + 1], axis=1).astype(np.uint8)  # brighter to the right
+    images = np.stack([np.arange(200), np.arange(200) + 1], axis=1).astype(np.uint8)  # right is brighter
     config = dataclasses.replace(CONFIG, batch_size=100, random_flip=True)
     stream = batches(config, images.reshape(200, 1, 2, 1))
     left, right = np.concatenate([next(stream), next(stream)])[:, 0, :, 0].T
