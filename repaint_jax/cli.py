@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         "lossless format such as PNG.",
         formatter_class=defaults,
         epilog="Examples: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4; "
-        "repaint-jax inpaint shoe.png box=10,4,20,24 -o filled.png",
+        "repaint-jax inpaint shoe.png box=10,4,20,24 -o filled.png --preview how.gif; "
+        "repaint-jax inpaint shoe.png half -o compared.png --compare 16 64 250/10/1 --num-samples 3",
     )
     inpaint.add_argument("image", type=Path, metavar="IMAGE", help="picture of the model's size")
     inpaint.add_argument(
@@ -83,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         help="picture to write; several samples become OUT-1.png, OUT-2.png, ...",
+    )
+    inpaint.add_argument(
+        "--preview", type=Path, help="also draw how the results came to be: a .gif, or a grid"
+    )
+    inpaint.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="SETTING",
+        help="make OUT one picture with a row of results for each of these: a number of model calls, "
+        "STEPS/JUMP_LENGTH/JUMP_N_SAMPLE or the same with /ETA (1 otherwise), 'paper' or 'diffusers'",
     )
     _add_model_options(inpaint)
     _add_chain_options(inpaint, num_samples=1)
@@ -277,7 +288,7 @@ def _demo(options: argparse.Namespace) -> int:
     from repaint_jax.plots import inpainting_grid
     from repaint_jax.pretrained import bundled_folder
 
-    _check_output(options.output)
+    _check_output("--output", options.output)
     pipe = RePaintPipeline.from_pretrained(options.model)
     paths = sorted((bundled_folder() / "images").glob("*.png"))
     images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in paths])
@@ -293,7 +304,7 @@ def _demo(options: argparse.Namespace) -> int:
     }
     mask = np.stack([np.asarray(hole) for hole in holes.values()])
     images = images[: len(mask)]
-    samples = _run_pipeline(options, pipe, images, mask, output_type="jax")
+    samples = _run_pipeline(options, pipe, images, mask, _schedule(options), output_type="jax").images
     grid = inpainting_grid(
         images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
     )
@@ -306,35 +317,76 @@ def _inpaint(options: argparse.Namespace) -> int:
     import jax
 
     from repaint_jax.drawn_masks import read_mask
-    from repaint_jax.images import open_image, save_picture
+    from repaint_jax.images import open_image, resize_together, save_picture
     from repaint_jax.pipeline import RePaintPipeline
+    from repaint_jax.previews import calls_to_show, save_previews
 
     outputs = [options.output]
-    if options.num_samples > 1:
+    if options.num_samples > 1 and not options.compare:
         stem, suffix = options.output.stem, options.output.suffix
         outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
     for output in outputs:
-        _check_output(output)
+        _check_output("--output", output)
+    if options.preview is not None:
+        _check_output("--preview", options.preview)
+    if options.compare and (options.preview is not None or _schedule(options)):
+        raise ValueError(
+            f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
+            "another schedule"
+        )
     _check_seed(options.seed)
     image = open_image(options.image)
     mask = read_mask(options.mask, image, jax.random.key(options.seed), invert=options.invert_mask)
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )
-    pictures = _run_pipeline(
-        options,
-        pipe,
-        image,
-        mask,
-        output_type="pil",
-        resize=options.resize,
-        class_labels=options.class_label,
-        guidance_scale=options.guidance_scale,
+    if options.resize:
+        (image,), (mask,) = resize_together([image], [mask], pipe.image_shape)
+    guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
+    if options.compare:
+        save_picture(_comparison(options, pipe, image, mask, guidance), options.output)
+        print(f"wrote {options.output}")
+        return 0
+    schedule = _schedule(options)
+    calls: tuple[int, ...] = ()
+    if options.preview is not None:
+        calls = calls_to_show(options.preview, pipe.set_timesteps(**schedule).num_model_calls or 0)
+    made = _run_pipeline(
+        options, pipe, image, mask, schedule, output_type="pil", preview_calls=calls, **guidance
     )
-    for picture, output in zip(pictures, outputs, strict=True):
+    for picture, output in zip(made.images, outputs, strict=True):
         save_picture(picture, output)
         print(f"wrote {output}")
+    if options.preview is not None:
+        save_previews(options.preview, calls, made.previews, made.images)
+        print(f"wrote {options.preview}")
     return 0
+
+
+def _comparison(
+    options: argparse.Namespace, pipe: Any, image: Any, mask: Any, guidance: dict[str, Any]
+) -> Any:
+    """Inpaint with each of --compare, and draw a row for each."""
+    import numpy as np
+
+    from repaint_jax.images import image_to_array, mask_to_array
+    from repaint_jax.plots import inpainting_grid
+    from repaint_jax.settings import with_setting
+
+    original = image_to_array(image, pipe.image_shape)[None]
+    hole = mask_to_array(mask, pipe.image_shape)[None]
+    settings = {name: with_setting(pipe, name) for name in options.compare}
+    results, titles = [], []
+    for name, (one, schedule) in settings.items():
+        results.append(
+            _run_pipeline(options, one, original, hole, schedule, output_type="jax", **guidance).images
+        )
+        calls = one.set_timesteps(**schedule).num_model_calls
+        titles.append(f"{calls} calls" if name == str(calls) else f"{name}: {calls} calls")
+    rows = len(results)
+    return inpainting_grid(
+        original.repeat(rows, axis=0), hole.repeat(rows, axis=0), np.stack(results), titles
+    )
 
 
 def _folder(options: argparse.Namespace) -> int:
@@ -428,7 +480,7 @@ def _show_schedule(options: argparse.Namespace) -> int:
     from repaint_jax.schedule_plot import draw_schedule
 
     if options.output is not None:
-        _check_output(options.output)
+        _check_output("--output", options.output)
     pipe = RePaintPipeline.from_pretrained(options.model)
     state = pipe.set_timesteps(**_schedule(options))
     if options.output is not None:
@@ -479,12 +531,19 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any, **arguments: Any) -> Any:
+def _run_pipeline(
+    options: argparse.Namespace,
+    pipe: Any,
+    image: Any,
+    mask: Any,
+    schedule: dict[str, Any],
+    **arguments: Any,
+) -> Any:
+    """Call a pipeline with a progress bar of its model calls."""
     import jax
     from tqdm import tqdm
 
     _check_seed(options.seed)
-    schedule = _schedule(options)
     num_model_calls = pipe.set_timesteps(**schedule).num_model_calls
     bar = None
 
@@ -502,7 +561,7 @@ def _run_pipeline(options: argparse.Namespace, pipe: Any, image: Any, mask: Any,
             num_samples=options.num_samples,
             progress=progress,
             **arguments,
-        ).images
+        )
     finally:
         if bar is not None:
             bar.close()
@@ -517,14 +576,14 @@ def _schedule(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
 
 
-def _check_output(path: Path) -> None:
+def _check_output(option: str, path: Path) -> None:
     """Refuse an output that cannot be written before anything is computed."""
     from PIL import Image
 
     Image.init()
     if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--output is {path}, expected a picture's name such as out.png")
+        raise ValueError(f"{option} is {path}, expected a picture's name such as out.png")
     if not path.parent.is_dir():
-        raise ValueError(f"--output is {path}, but the folder {path.parent} does not exist")
+        raise ValueError(f"{option} is {path}, but the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output is {path}, which cannot be written")
+        raise ValueError(f"{option} is {path}, which cannot be written")

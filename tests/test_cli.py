@@ -76,6 +76,31 @@ def test_seed_decides_the_picture(model_folder, folder) -> None:
     assert (a != c).any()
 
 
+def test_preview_shows_the_calls_on_the_way_to_the_result(model_folder, folder, capsys) -> None:
+    for preview in ("how.png", "how.gif"):
+        assert inpaint(model_folder, folder, "--num-samples", 2, "--preview", preview) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"wrote {preview}"
+    tile, margin = 12 * 8 + 6, 6  # pictures of 8 pixels, 12 times enlarged
+    grid, animation = Image.open(folder / "how.png"), Image.open(folder / "how.gif")
+    assert grid.size == (margin + 6 * tile, 24 + 2 * tile), "five calls and the result"
+    assert (animation.n_frames, animation.size) == (6, (margin + 2 * tile, 24 + tile))
+    left = margin + 5 * tile
+    last = grid.crop((left, 24, left + 96, 24 + 96)).resize((8, 8), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.asarray(last)[..., 0], pixels(folder / "out-1.png"))
+
+
+def test_comparison_has_a_row_of_samples_for_each_setting(model_folder, folder, capsys) -> None:
+    words = ["inpaint", "image.png", "mask.png", "-o", "out.png", "--model", model_folder]
+    words += ["--num-samples", 2, "--compare", "8", "3/1/2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(list(map(str, words))) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "wrote out.png\n"
+    assert "8/8" in captured.err and "5/5" in captured.err
+    assert Image.open(folder / "out.png").height == 24 + 2 * (12 * 8 + 6)
+
+
 def test_pictures_of_another_size_are_resized_on_request(model_folder, folder, capsys) -> None:
     Image.new("RGB", (20, 30), "white").save(folder / "image.png")
     Image.new("L", (20, 30), 0).save(folder / "mask.png")
@@ -124,6 +149,9 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--classifier", "missing.pt"], "missing.pt is not a file"),
         (["--class-label", "1"], "class_labels is [1], but the model is not class-conditional"),
         (["--guidance-scale", "2"], "guidance_scale is 2.0, but there is nothing to guide"),
+        (["--preview", "missing/how.gif"], "--preview is missing/how.gif, but the folder missing does not"),
+        (["--preview", "how.txt"], "--preview is how.txt, expected a picture's name"),
+        (["--compare", "8"], "--compare is 8, expected it without --preview and without another schedule"),
     ],
 )
 def test_inpaint_refuses_in_one_sentence_and_writes_nothing(

@@ -1,0 +1,52 @@
+"""Show how inpainted pictures came to be: the clean pictures that were predicted on the way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from repaint_jax.files import whole_file
+from repaint_jax.plots import tile
+
+_COLUMNS, _FRAMES = 10, 48
+_FRAME_MS, _LAST_FRAME_MS = 80, 2000
+
+
+def calls_to_show(path: Path, num_model_calls: int) -> tuple[int, ...]:
+    """Choose model calls, spread evenly from the first to the last: more for a .gif than for a grid."""
+    most = _FRAMES if path.suffix.lower() == ".gif" else _COLUMNS
+    calls = np.linspace(0, num_model_calls - 1, min(most, num_model_calls))
+    return tuple(int(call) for call in np.round(calls))
+
+
+def save_previews(
+    path: Path,
+    calls: Sequence[int],
+    previews: Sequence[Sequence[Image.Image]],
+    results: Sequence[Image.Image],
+) -> None:
+    """Write a picture with a row for each result and a column a call; a .gif has a frame a call.
+
+    Args:
+        path: the picture.
+        calls: [n] numbers of model calls, from 0.
+        previews: [n][num_results], what was predicted at these calls.
+        results: [num_results], which come last.
+    """
+    steps = [[np.asarray(picture.convert("RGB")) for picture in step] for step in [*previews, results]]
+    titles = [*(f"call {call + 1}" for call in calls), "result"]
+    if path.suffix.lower() != ".gif":
+        pictures = [tile(list(zip(*steps, strict=True)), titles)]
+    else:
+        pictures = [tile([step], [title]) for step, title in zip(steps, titles, strict=True)]
+    first, *others = pictures
+    animation = {
+        "save_all": True,
+        "append_images": others,
+        "duration": [_FRAME_MS] * len(others) + [_LAST_FRAME_MS],
+        "loop": 0,
+    }
+    with whole_file(path) as unfinished:
+        extension = Image.registered_extensions()[path.suffix.lower()]
+        first.save(unfinished, format=extension, **(animation if others else {}))
