@@ -1,4 +1,4 @@
-"""Training images from disk, all of them in memory as uint8."""
+"""Sets of images from disk, all of them in memory as uint8."""
 
 import gzip
 import struct
@@ -11,27 +11,31 @@ from PIL import Image
 from repaint_jax.checks import check_int
 from repaint_jax.images import PIL_MODES, open_image
 
-IDX_NAME = "train-images-idx3-ubyte.gz"
+TRAIN_IDX_NAME = "train-images-idx3-ubyte.gz"
+TEST_IDX_NAME = "t10k-images-idx3-ubyte.gz"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
-def read_images(folder: Path, image_size: int, *, grey: bool) -> NDArray[np.uint8]:  # [N, H, W, C]
-    """Read all training images below a folder.
+def read_images(
+    folder: Path, image_size: int, *, grey: bool, idx_name: str = TRAIN_IDX_NAME
+) -> NDArray[np.uint8]:  # [N, H, W, C]
+    """Read all images below a folder.
 
     Args:
-        folder: holds Fashion-MNIST's `train-images-idx3-ubyte.gz`, or pictures at any depth.
+        folder: holds an idx file of that name, or pictures at any depth.
         image_size: pictures are cropped to their central square and resized to this side, what is
             transparent becoming white.
         grey: read pictures as one channel instead of three.
+        idx_name: Fashion-MNIST's training images, or its test images.
     """
     check_int("image_size", image_size, 1)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    if (folder / IDX_NAME).is_file():
-        return read_idx_images(folder / IDX_NAME)
+    if (folder / idx_name).is_file():
+        return read_idx_images(folder / idx_name)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} holds neither {IDX_NAME} nor pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
     mode = PIL_MODES[1 if grey else 3]
     return np.stack([_central_square(open_image(path), image_size, mode) for path in paths])
 

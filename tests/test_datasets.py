@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repaint_jax.datasets import IDX_NAME, read_images
+from repaint_jax.datasets import TRAIN_IDX_NAME, read_images
 
 
 def save(path: Path, pixels) -> None:
@@ -54,14 +54,16 @@ def test_the_central_square_is_kept_and_resized(tmp_path: Path, transposed: bool
 
 def test_idx_file_is_read_as_it_is(tmp_path: Path):
     pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    (tmp_path / IDX_NAME).write_bytes(idx_file(pixels))
+    (tmp_path / TRAIN_IDX_NAME).write_bytes(idx_file(pixels))
     np.testing.assert_array_equal(read_images(tmp_path, 32, grey=True), pixels[..., None])
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'nowhere'} is not a folder")):
         read_images(tmp_path / "nowhere", 4, grey=True)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds neither {IDX_NAME} nor pictures")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path} holds neither {TRAIN_IDX_NAME} nor pictures")
+    ):
         read_images(tmp_path, 4, grey=True)
 
 
@@ -98,14 +100,16 @@ PIXELS = np.zeros((2, 3, 4), np.uint8)
     ids=["empty", "text", "truncated", "short", "labels", "a pixel missing"],
 )
 def test_damaged_idx_files_are_refused(tmp_path: Path, data: bytes, message: str):
-    (tmp_path / IDX_NAME).write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / IDX_NAME} {message}")):
+    (tmp_path / TRAIN_IDX_NAME).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / TRAIN_IDX_NAME} {message}")):
         read_images(tmp_path, 32, grey=True)
 
 
 def test_idx_file_whose_compressed_data_is_damaged_is_refused(tmp_path: Path):
     data = bytearray(idx_file(np.random.default_rng(0).integers(0, 256, (8, 16, 16), np.uint8)))
     data[20:60] = bytes(40)
-    (tmp_path / IDX_NAME).write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / IDX_NAME} is not a whole idx.gz file")):
+    (tmp_path / TRAIN_IDX_NAME).write_bytes(data)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path / TRAIN_IDX_NAME} is not a whole idx.gz file")
+    ):
         read_images(tmp_path, 32, grey=True)

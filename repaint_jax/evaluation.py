@@ -1,0 +1,177 @@
+"""Inpaint images whose holes are known, and score the results: settings side by side, under the masks."""
+
+import gzip
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repaint_jax import __version__, lpips, masks
+from repaint_jax.files import whole_file
+from repaint_jax.images import save_picture
+from repaint_jax.metrics import diversity, energy_score, rmse_of_mean
+from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.plots import inpainting_grid
+from repaint_jax.settings import with_setting
+
+Images = NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
+Scores = dict[str, NDArray[np.float64]]  # metric -> [N]
+Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
+
+ENERGY_SCORE, RMSE, DIVERSITY, LPIPS = "energy score", "RMSE of the mean", "diversity", "LPIPS"
+
+_IMAGES_PER_BATCH = 4
+
+
+class Batch(NamedTuple):
+    """Some of the images under one mask."""
+
+    mask_name: str
+    start: int  # number of the first image
+    images: Images
+    holes: Images  # [N, H, W, 1]: the masks
+    keys: jax.Array  # [N], for the samples
+
+
+def batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[Batch]:
+    """Go through images [N, H, W, C], each under masks of these `masks.NAMES`.
+
+    A random mask, and a key, depend on the seed and the image's number alone.
+    """
+    height, width = images.shape[1:3]
+    for start in range(0, len(images), _IMAGES_PER_BATCH):
+        chosen = images[start : start + _IMAGES_PER_BATCH]
+        numbers = start + jnp.arange(len(chosen))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        for name in mask_names:
+            holes = np.stack([masks.by_name(name, height, width, key) for key in keys])
+            yield Batch(name, start, chosen, holes, keys)
+
+
+class Sampler:
+    """Inpaints batches with one setting, and keeps the samples in a folder.
+
+    Args:
+        pipe: the model.
+        setting: a name for `with_setting`.
+        num_samples: of each image, at least 2.
+        folder: for the samples; a batch is found again as long as all that it is made of is the same.
+    """
+
+    def __init__(self, pipe: RePaintPipeline, setting: str, num_samples: int, folder: Path):
+        if num_samples < 2:
+            raise ValueError(f"num_samples is {num_samples}, expected at least 2: pairs are compared")
+        self._setting, self._num_samples, self._folder = setting, num_samples, folder
+        self._pipe, self._schedule = with_setting(pipe, setting)
+        state = self._pipe.set_timesteps(**self._schedule)
+        self.num_model_calls = state.num_model_calls or 0
+        self._digest = hashlib.sha256(f"{__version__} {num_samples}".encode())
+        for leaf in jax.tree.leaves((pipe.params, state.schedule)):
+            self._digest.update(np.asarray(leaf).tobytes())
+
+    def path(self, batch: Batch) -> Path:
+        """Return where a batch's samples are kept."""
+        digest = self._digest.copy()
+        for part in (batch.images, batch.holes, jax.random.key_data(batch.keys)):
+            digest.update(np.asarray(part).tobytes())
+        name = f"{self._setting.replace('/', '-')}_{batch.start:05d}_{digest.hexdigest()[:16]}.npy.gz"
+        return self._folder / batch.mask_name / name
+
+    def inpaint(self, batch: Batch, progress: Callable[[int], None]) -> None:
+        """Inpaint a batch and keep the samples."""
+        samples = self._pipe(
+            batch.images,
+            batch.holes,
+            **self._schedule,
+            key=batch.keys,
+            num_samples=self._num_samples,
+            output_type="jax",
+            progress=progress,
+        ).images
+        with whole_file(self.path(batch)) as unfinished, gzip.open(unfinished, "wb") as file:
+            np.save(file, np.asarray(samples, np.float16))
+
+    def samples(self, batch: Batch) -> Images:
+        """Read the samples [N, num_samples, H, W, C] of a batch that was inpainted."""
+        with gzip.open(self.path(batch)) as file:
+            samples = np.load(file).astype(np.float32)
+        return samples.reshape(len(batch.images), self._num_samples, *batch.images.shape[1:])
+
+
+def evaluate(
+    pipe: RePaintPipeline,
+    images: Images,
+    mask_names: Sequence[str],
+    settings: Mapping[str, int],
+    folder: Path,
+    *,
+    num_samples: int = 8,
+    seed: int = 0,
+) -> Results:
+    """Inpaint images under masks with several settings, and score the samples.
+
+    Args:
+        pipe: the model.
+        images: [N, H, W, C] in [-1, 1], of the model's shape.
+        mask_names: of `masks.NAMES`.
+        settings: names for `with_setting`, and how many of the images each gets, from the first on.
+        folder: for samples, which a later run with more images or settings does not make again, and for a
+            picture of the first ones under each mask.
+        num_samples: of each image.
+        seed: of masks and samples.
+    """
+    samplers = {name: Sampler(pipe, name, num_samples, folder / "samples") for name in settings}
+    missing = [
+        (sampler, batch)
+        for name, sampler in samplers.items()
+        for batch in batches(images[: settings[name]], mask_names, seed)
+        if not sampler.path(batch).exists()
+    ]
+    total, before = sum(sampler.num_model_calls for sampler, _ in missing), 0
+    with tqdm(total=total, unit="call", desc="model calls", disable=not missing) as bar:
+
+        def progress(calls_done: int) -> None:
+            bar.update(before + int(calls_done) - bar.n)
+
+        for sampler, batch in missing:
+            sampler.inpaint(batch, progress)
+            before += sampler.num_model_calls
+    return {
+        name: score(name, sampler.samples, batches(images[: settings[name]], mask_names, seed), folder)
+        for name, sampler in samplers.items()
+    }
+
+
+def score(
+    name: str, draw: Callable[[Batch], Images], all_batches: Iterable[Batch], folder: Path
+) -> dict[str, Scores]:
+    """Score what `draw` makes of batches: samples [N, num_samples, H, W, C].
+
+    Returns the scores under each mask: those of `metrics`, and the mean LPIPS of an image's samples where
+    its weights are installed. The first batches are drawn into the folder, in a picture named after `name`.
+    """
+    weights = lpips.load_weights()
+    rows: dict[str, dict[str, list[float]]] = {}
+    for batch in all_batches:
+        samples = draw(batch)
+        scores = rows.setdefault(batch.mask_name, {})
+        for of_image, truth, hole in zip(samples, batch.images, batch.holes, strict=True):
+            scores.setdefault(ENERGY_SCORE, []).append(energy_score(of_image, truth, hole))
+            scores.setdefault(RMSE, []).append(rmse_of_mean(of_image, truth, hole))
+            scores.setdefault(DIVERSITY, []).append(diversity(of_image, hole))
+            if weights is not None:
+                distances = lpips.lpips(weights, of_image, np.broadcast_to(truth, of_image.shape))
+                scores.setdefault(LPIPS, []).append(float(distances.mean()))
+        if batch.start == 0:
+            grid = inpainting_grid(batch.images, batch.holes, samples)
+            save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")
+    return {
+        mask_name: {metric: np.array(values) for metric, values in scores.items()}
+        for mask_name, scores in rows.items()
+    }

