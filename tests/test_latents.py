@@ -5,6 +5,8 @@ Gaussian and the model its ideal denoiser in the latents. So what must come out 
 posterior, in closed form and without a word of latents.
 """
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ ALIGNED = np.ones((HEIGHT, WIDTH, 1), np.float32)
 ALIGNED[2:, 2:] = 0
 ACROSS_CELLS = np.ones((HEIGHT, WIDTH, 1), np.float32)
 ACROSS_CELLS[1:3, 3] = 0
-N_SAMPLES = 4_000
+N_SAMPLES = 3_000
 
 SUMS_AND_DIFFERENCES = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
 
@@ -49,6 +51,7 @@ def encode_overlapping(pixels):
     return encode(pixels) + encode(0.2 * (np.roll(pixels, 1, axis=-2) + np.roll(pixels, -1, axis=-3)))
 
 
+@cache
 def denoiser(scale):
     """The ideal noise prediction for latents times `scale`, an affine map for each training timestep."""
     encoder = encode(np.eye(SIZE, dtype=np.float32).reshape(SIZE, HEIGHT, WIDTH, 1)).reshape(SIZE, SIZE).T
@@ -86,20 +89,20 @@ def test_the_autoencoder_is_orthonormal_and_keeps_everything():
     np.testing.assert_allclose(np.linalg.norm(encode(IMAGE)), np.linalg.norm(IMAGE), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.5, 2.0])
+@pytest.mark.parametrize("scale", [0.5, 2.0])  # latents of a standard deviation of about 1/4 and 1
 def test_on_whole_cells_the_pixels_have_their_posterior_within_sampling_error(scale):
-    filled = fill(IMAGE, ALIGNED, scale=scale, calls=602, n_samples=N_SAMPLES).reshape(N_SAMPLES, SIZE)
+    filled = fill(IMAGE, ALIGNED, scale=scale, calls=256, n_samples=N_SAMPLES).reshape(N_SAMPLES, SIZE)
     missing = ALIGNED.ravel() == 0
     posterior = reference.posterior(PRIOR_MEAN, PRIOR_COV, IMAGE.ravel(), ALIGNED.ravel())
     misfit = reference.gaussian_misfit(filled[:, missing], *posterior)
-    shifted = posterior[0] + 0.1 * np.sqrt(np.diag(posterior[1])), posterior[1]
+    shifted = posterior[0] + 0.2 * np.sqrt(np.diag(posterior[1])), posterior[1]
     assert reference.gaussian_misfit(filled[:, missing], *shifted) > reference.gaussian_misfit_limit(8)
     assert misfit < reference.gaussian_misfit_limit(missing.sum())
     np.testing.assert_array_equal(filled[:, ~missing], np.tile(IMAGE.ravel()[~missing], (N_SAMPLES, 1)))
 
 
 def test_where_the_hole_cuts_cells_their_other_pixels_are_not_used_and_come_back_exactly():
-    filled = fill(IMAGE, ACROSS_CELLS, calls=602, n_samples=N_SAMPLES).reshape(N_SAMPLES, SIZE)
+    filled = fill(IMAGE, ACROSS_CELLS, calls=256, n_samples=N_SAMPLES).reshape(N_SAMPLES, SIZE)
     missing = ACROSS_CELLS.ravel() == 0
     of_whole_cells = np.repeat(np.repeat(rp.masks.downsample(ACROSS_CELLS, 2), 2, 0), 2, 1).ravel()
     mean, cov = reference.posterior(PRIOR_MEAN, PRIOR_COV, IMAGE.ravel(), of_whole_cells)
