@@ -1,12 +1,13 @@
-"""The six masks of the RePaint paper (section 5), and soft edges: 1 keeps a pixel, 0 inpaints it.
+"""The six masks of the RePaint paper (section 5), soft edges, and masks of latents.
 
-Every mask is [height, width, 1] float32, to be broadcast over channels and batch.
+1 keeps a pixel, 0 inpaints it. Every mask is [height, width, 1] float32, to be broadcast over channels and
+batch.
 """
 
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.checks import check_int
+from repaint_jax.checks import check_floating, check_int
 
 
 def half(height: int, width: int) -> jax.Array:
@@ -79,6 +80,42 @@ def feather(mask: jax.Array, radius: int) -> jax.Array:
         for k in range(radius + 1)
     ]
     return jnp.mean(jnp.stack(eroded), axis=0)
+
+
+def downsample(mask: jax.Array, factor: int, margin: int = 0) -> jax.Array:
+    """Say which latents are known, those of a model that works on latents instead of pixels.
+
+    A latent is known only if all the pixels of its cell are: one that saw part of the hole says something
+    about what was there.
+
+    Args:
+        mask: [..., H, W, 1], floating, of zeros and ones.
+        factor: pixels of a latent's cell, in rows and in columns; it divides H and W.
+        margin: latents that are unknown around those. Where an encoder looks beyond the cell, latents near
+            the hole saw it too; with a margin of as many latents as it looks beyond, none that did is kept.
+
+    Returns:
+        [..., H / factor, W / factor, 1], of the mask's dtype.
+
+    >>> downsample(half(8, 12), 4)[..., 0].tolist()
+    [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    check_floating("mask", mask)
+    check_int("factor", factor, 1)
+    check_int("margin", margin, 0)
+    shape = jnp.shape(mask)
+    if len(shape) < 3 or shape[-1] != 1:
+        raise ValueError(f"mask has shape {shape}, expected (..., height, width, 1)")
+    if 0 in shape or shape[-3] % factor or shape[-2] % factor:
+        raise ValueError(f"mask has shape {shape}, expected sides that are multiples of factor={factor}")
+
+    def smallest(array: jax.Array, side: int, stride: int, padding: str) -> jax.Array:
+        ones = (1,) * (array.ndim - 3)
+        window, strides = (*ones, side, side, 1), (*ones, stride, stride, 1)
+        return jax.lax.reduce_window(array, jnp.inf, jax.lax.min, window, strides, padding)
+
+    known = smallest(jnp.asarray(mask), factor, factor, "VALID")
+    return smallest(known, 2 * margin + 1, 1, "SAME")
 
 
 def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:

@@ -82,3 +82,43 @@ def test_feathered_edges_rise_with_the_distance_from_the_hole():
     np.testing.assert_array_equal(masks.feather(mask, 0), mask)
     with pytest.raises(ValueError, match="radius is -1, expected an integer of at least 0"):
         masks.feather(mask, -1)
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_latent_is_known_where_its_cell_and_those_around_are(factor: int, margin: int):
+    masks_of_pixels = np.random.default_rng(0).random((3, 16, 24, 1)) < 0.98
+    rows, columns = 16 // factor, 24 // factor
+    expected = np.ones((3, rows, columns, 1), np.float32)
+    for i, row, column, _ in np.argwhere(~masks_of_pixels):
+        top, left = row // factor, column // factor
+        near_rows = slice(max(top - margin, 0), top + margin + 1)
+        near_columns = slice(max(left - margin, 0), left + margin + 1)
+        expected[i, near_rows, near_columns] = 0
+    found = jax.jit(masks.downsample, static_argnums=(1, 2))(
+        masks_of_pixels.astype(np.float32), factor, margin
+    )
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_the_mask_of_latents_keeps_its_dtype():
+    mask = masks.half(8, 8).astype(jax.numpy.bfloat16)
+    assert masks.downsample(mask, 2, 1).dtype == jax.numpy.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("mask", "arguments", "error", "message"),
+    [
+        (np.ones((8, 9, 1)), (4,), ValueError, r"mask has shape \(8, 9, 1\), .* multiples of factor=4"),
+        (np.ones((0, 8, 1)), (4,), ValueError, r"mask has shape \(0, 8, 1\), .* multiples of factor=4"),
+        (np.ones((8, 8)), (4,), ValueError, r"\(8, 8\), expected \(..., height, width, 1\)"),
+        (np.ones((8, 8, 3)), (4,), ValueError, r"\(8, 8, 3\), expected \(..., height, width, 1\)"),
+        (np.ones((8, 8, 1), bool), (4,), TypeError, "mask has dtype bool, expected a floating dtype"),
+        (np.ones((8, 8, 1)), (0,), ValueError, "factor is 0, expected an integer of at least 1"),
+        (np.ones((8, 8, 1)), (2.0,), TypeError, "factor is 2.0, expected an integer"),
+        (np.ones((8, 8, 1)), (4, -1), ValueError, "margin is -1, expected an integer of at least 0"),
+    ],
+)
+def test_downsample_refuses(mask, arguments, error: type, message: str):
+    with pytest.raises(error, match=message):
+        masks.downsample(mask, *arguments)

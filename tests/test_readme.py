@@ -1,17 +1,22 @@
-"""The README's Python examples, and the short one in examples/, run as they stand."""
+"""The Python blocks of the README and of docs/faq.md, and the short one in examples/, run as they stand."""
 
 import re
 import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def python_blocks(page: str) -> list[Any]:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+    return [pytest.param(page, code, id=f"{page}-{code.splitlines()[-1].strip()[:40]}") for code in blocks]
 
 
 @pytest.fixture
@@ -41,9 +46,9 @@ def working_directory(
 
 
 @pytest.mark.usefixtures("working_directory")
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.splitlines()[-1].strip()[:40])
-def test_readme_example_runs(example: str) -> None:
-    exec(compile(example, "README.md", "exec"), {})
+@pytest.mark.parametrize(("page", "code"), [*python_blocks("README.md"), *python_blocks("docs/faq.md")])
+def test_example_of_a_page_runs(page: str, code: str) -> None:
+    exec(compile(code, page, "exec"), {})
 
 
 @pytest.mark.usefixtures("working_directory")
