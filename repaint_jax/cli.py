@@ -88,6 +88,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_chain_options(inpaint, num_samples=1)
     inpaint.set_defaults(run=_inpaint)
 
+    app = commands.add_parser(
+        "app",
+        help="paint holes and watch them being filled, in a web browser",
+        description="Serve a web page on which pictures are uploaded, holes painted, and the results "
+        "watched, compared and downloaded. Needs gradio. Ctrl-C ends it.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax app --port 8000",
+    )
+    _add_model_name(app)
+    _add_dtype(app)
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+    )
+    app.add_argument("--port", type=int, default=7860, help="port to listen on")
+    app.set_defaults(run=_app)
+
     folder = commands.add_parser(
         "folder",
         help="inpaint a folder of pictures, on all devices and many hosts",
@@ -222,8 +238,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
     )
+    _add_dtype(parser)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
+    )
+
+
+def _add_model_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="bundled",
+        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
     )
 
 
@@ -234,11 +262,7 @@ def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> 
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        default="bundled",
-        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
-    )
+    _add_model_name(parser)
     resampling = parser.add_argument_group(
         "RePaint's own schedule, instead of --model-calls",
         "with time jumps; the paper's is --steps 250 --eta 1, with 2,410 model calls",
@@ -334,6 +358,15 @@ def _inpaint(options: argparse.Namespace) -> int:
     for picture, output in zip(pictures, outputs, strict=True):
         save_picture(picture, output)
         print(f"wrote {output}")
+    return 0
+
+
+def _app(options: argparse.Namespace) -> int:
+    if not 0 < options.port < 2**16:
+        raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
+    from repaint_jax.app import serve
+
+    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
     return 0
 
 
