@@ -102,6 +102,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(inpaint)
     _add_chain_options(inpaint, num_samples=1)
 
+    app = commands.add_parser(
+        "app",
+        help="paint holes and watch them being filled, in a web browser",
+        description="Serve a web page on which pictures are uploaded, holes painted, and the results "
+        "watched, compared and downloaded. Needs gradio. Ctrl-C ends it.",
+        formatter_class=defaults,
+        epilog="Example: repaint-jax app --port 8000",
+    )
+    _add_model_name(app)
+    _add_dtype(app)
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+    )
+    app.add_argument("--port", type=int, default=7860, help="port to listen on")
+
     folder = commands.add_parser(
         "folder",
         help="inpaint a folder of pictures, on all devices and many hosts",
@@ -191,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--num-samples", type=int, default=8, help="results per picture and mask")
     evaluate.add_argument("--seed", type=int, default=0, help="of masks and noise")
-    _add_model_option(evaluate)
+    _add_model_name(evaluate)
 
     convert = commands.add_parser(
         "convert",
@@ -271,8 +286,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
     )
+    _add_dtype(parser)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
+    )
+
+
+def _add_model_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="bundled",
+        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
     )
 
 
@@ -282,16 +309,8 @@ def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> 
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
-def _add_model_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        default="bundled",
-        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
-    )
-
-
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    _add_model_option(parser)
+    _add_model_name(parser)
     resampling = parser.add_argument_group(
         "RePaint's own schedule, instead of --model-calls",
         "with time jumps; the paper's is --steps 250 --eta 1, with 2,410 model calls",

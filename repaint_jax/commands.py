@@ -126,6 +126,16 @@ def _comparison(
     )
 
 
+def app(options: argparse.Namespace) -> int:
+    """Serve the web app."""
+    if not 0 < options.port < 2**16:
+        raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
+    from repaint_jax.app import serve  # needs gradio
+
+    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
+    return 0
+
+
 def folder(options: argparse.Namespace) -> int:
     """Inpaint a folder of pictures."""
     _check_seed(options.seed)

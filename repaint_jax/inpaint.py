@@ -104,21 +104,13 @@ def inpaint(
     schedule_of(state)
     _check_arguments(model_fn, original_image, mask, key, progress)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    calls = None if preview_calls is None else tuple(preview_calls)
-    if len(set(calls or ())) != len(calls or ()):
-        raise ValueError(f"preview_calls is {calls}, expected each call once")
-    for call in calls or ():
-        check_int("preview_calls", call, 0)
-        if call >= (state.num_model_calls or 0):
-            raise ValueError(
-                f"preview_calls has {call}, expected calls below num_model_calls={state.num_model_calls}"
-            )
+    calls = _checked_preview_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
     if initial_sample is not None:
         check_like_image("initial_sample", initial_sample, original_image)
     image, previews = _run_chain(
-        state, model_fn, params, original_image, mask, key, initial_sample, calls or (), progress
+        state, model_fn, params, original_image, mask, key, initial_sample, calls, progress
     )
-    return image if calls is None else (image, previews)
+    return image if preview_calls is None else (image, previews)
 
 
 class ChainCarry(NamedTuple):
@@ -150,6 +142,7 @@ def start_chain(
     )
 
 
+@overload
 def continue_chain(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
@@ -160,8 +153,40 @@ def continue_chain(
     carry: ChainCarry,
     num_calls: int,
     *,
+    preview_calls: None = None,
     progress: Callable[[int], None] | None = None,
-) -> ChainCarry:
+) -> ChainCarry: ...
+
+
+@overload
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    preview_calls: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[ChainCarry, jax.Array]: ...
+
+
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    preview_calls: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ChainCarry | tuple[ChainCarry, jax.Array]:
     """Make some of a chain's model calls.
 
     Stretches that add up to `state.num_model_calls` end with `inpaint`'s result, bit for bit, as `sample`.
@@ -171,6 +196,8 @@ def continue_chain(
         state: as for `inpaint`, with the other arguments up to key; the same for all stretches.
         carry: from `start_chain` or an earlier stretch.
         num_calls: model calls to make; each other number is compiled anew.
+        preview_calls: calls of this stretch, of 0..num_calls-1, whose `pred_original_sample` to return as
+            well, as `inpaint` does.
         progress: called on the host as `progress(calls_done)` after each model call.
 
     >>> from repaint_jax import create_state, set_timesteps_for_budget
@@ -197,11 +224,25 @@ def continue_chain(
             f"num_calls is {num_calls}, expected at most the {left} that are left of "
             f"{state.num_model_calls}"
         )
+    calls = _checked_preview_calls(preview_calls, "num_calls", num_calls)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    carry, _ = _run_calls(
-        state, model_fn, params, original_image, mask, key, carry, num_calls, (), progress
+    carry, previews = _run_calls(
+        state, model_fn, params, original_image, mask, key, carry, num_calls, calls, progress
     )
-    return carry
+    return carry if preview_calls is None else (carry, previews)
+
+
+def _checked_preview_calls(
+    preview_calls: Sequence[int] | None, bound: str, num_calls: int
+) -> tuple[int, ...]:
+    calls = () if preview_calls is None else tuple(preview_calls)
+    if len(set(calls)) != len(calls):
+        raise ValueError(f"preview_calls is {calls}, expected each call once")
+    for call in calls:
+        check_int("preview_calls", call, 0)
+        if call >= num_calls:
+            raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
+    return calls
 
 
 def _check_arguments(
@@ -264,12 +305,13 @@ def _run_calls(
         rows = jax.tree.map(lambda field: field[schedule.call_levels], schedule.levels)
         jump_variances = schedule.jump_variances
     num_model_calls = len(rows.timestep)
-    # Where call i's preview goes; one past the end, which writes nothing, for calls without one.
-    slots = jnp.full(num_model_calls, len(preview_calls), jnp.int32)
+    # Where the preview of the stretch's call i goes; one past the end, which writes nothing, for calls
+    # without one.
+    slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
     slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
         jnp.arange(len(preview_calls), dtype=jnp.int32)
     )
-    calls = (jnp.arange(num_model_calls, dtype=jnp.int32), rows, jump_variances, slots)
+    calls = (jnp.arange(num_model_calls, dtype=jnp.int32), rows, jump_variances)
     if num_calls < num_model_calls:
         calls = jax.tree.map(
             lambda field: jax.lax.dynamic_slice_in_dim(field, carry.calls_done, num_calls), calls
@@ -277,7 +319,7 @@ def _run_calls(
 
     def model_call(carry: tuple[Any, ...], call: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
         sample, previous_z, previews = carry
-        index, row, jump_variance, slot = call
+        (index, row, jump_variance), slot = call
         model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
         z = _noise_of(key, index + 1, sample.shape, dtype)
         if isinstance(row, CorrelatedCoefficients):
@@ -297,6 +339,6 @@ def _run_calls(
 
     previews = jnp.zeros((len(preview_calls), *original_image.shape), image_dtype)
     (sample, previous_z, previews), _ = jax.lax.scan(
-        model_call, (carry.sample, carry.previous_noise, previews), calls
+        model_call, (carry.sample, carry.previous_noise, previews), (calls, slots)
     )
     return ChainCarry(sample, previous_z, carry.calls_done + num_calls), previews

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.devices import replicate, shard_batch
 from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, resize_together
-from repaint_jax.inpaint import inpaint
+from repaint_jax.inpaint import continue_chain, inpaint, start_chain
 from repaint_jax.keys import is_key_vector
 from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
 from repaint_jax.models.guidance import (
@@ -47,6 +47,22 @@ class ImagePipelineOutput(NamedTuple):
 
     images: Any  # a list of PIL images, or an array [B * num_samples, H, W, C]
     previews: Any = None  # where asked for: for each call such a list, or [calls, B * num_samples, H, W, C]
+
+
+class WatchedPictures(NamedTuple):
+    """The pictures of a pipeline on their way; after the last model call, its results."""
+
+    calls_done: int
+    num_model_calls: int
+    images: Any  # as ImagePipelineOutput's
+
+
+class _Chain(NamedTuple):
+    """What a call runs; rows beyond num_results are copies, so that devices have equally many."""
+
+    # inpaint's: state, model_fn, params, images, masks, keys
+    arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
+    num_results: int
 
 
 class Classifier(NamedTuple):
@@ -192,8 +208,87 @@ class RePaintPipeline:
             ValueError: on pictures and masks that do not fit the model or each other.
             FloatingPointError: the result is not finite.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+        _check_output_type(output_type)
+        chain = self._chain(
+            image,
+            mask_image,
+            self.set_timesteps(
+                num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+            ),
+            key=key,
+            num_samples=num_samples,
+            resize=resize,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            null_label=null_label,
+            cond_fn=cond_fn,
+            cond_params=cond_params,
+        )
+        num_results = chain.num_results
+        result, previews = inpaint(
+            *chain.arguments,
+            preview_calls=() if preview_calls is None else preview_calls,
+            progress=progress,
+        )
+        result, previews = _finite(result[:num_results]), previews[:, :num_results]
+        return ImagePipelineOutput(
+            _as_output(result, output_type),
+            None if preview_calls is None else _as_output(previews, output_type),
+        )
+
+    def watch(
+        self,
+        image: Any,
+        mask_image: Any,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        jump_length: int | None = None,
+        jump_n_sample: int | None = None,
+        *,
+        num_model_calls: int | None = None,
+        output_type: str = "pil",
+        **options: Any,
+    ) -> Iterator[WatchedPictures]:
+        """Inpaint pictures as a call does, and yield after every model call what they will be like.
+
+        Until the last call that is the predicted clean image, with the known pixels in it; then it is the
+        result of a call with the same arguments. To stop, take no more from the iterator.
+
+        Args:
+            image: as for a call, like the other named arguments.
+            options: `key` and, where wanted, `num_samples`, `resize`, `class_labels`, `guidance_scale`,
+                `null_label`, `cond_fn` and `cond_params`.
+        """
+        _check_output_type(output_type)
+        state = self.set_timesteps(
+            num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+        )
+        chain = self._chain(image, mask_image, state, **options)
+        total = state.num_model_calls or 0
+        images, masks, keys = chain.arguments[3:]
+        # Put where the calls put it: what lies elsewhere is compiled for once more.
+        carry = jax.device_put(start_chain(state, images, keys), _placement(chain.arguments[2]))
+        for calls_done in range(1, total + 1):
+            carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+            pictures = jnp.where(masks == 1, images, previews[0]) if calls_done < total else carry.sample
+            pictures = _finite(pictures[: chain.num_results])
+            yield WatchedPictures(calls_done, total, _as_output(pictures, output_type))
+
+    def _chain(
+        self,
+        image: Any,
+        mask_image: Any,
+        state: RePaintSchedulerState,
+        *,
+        key: jax.Array,
+        num_samples: int = 1,
+        resize: bool = False,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        null_label: int | None = None,
+        cond_fn: CondFn | None = None,
+        cond_params: Any = None,
+    ) -> _Chain:
         check_int("num_samples", num_samples, 1)
         image_list, mask_list = _as_list("image", image), _as_list("mask_image", mask_image)
         if resize:
@@ -205,9 +300,6 @@ class RePaintPipeline:
                 f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
             )
         masks = np.broadcast_to(masks, (len(images), *masks.shape[1:]))
-        state = self.set_timesteps(
-            num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
-        )
         # Rows up to a multiple of the devices are filled with copies of the last one.
         num_results = len(images) * num_samples
         devices = self._devices()[:num_results]
@@ -222,21 +314,7 @@ class RePaintPipeline:
         batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
         if len(devices) > 1:
             batch, params = shard_batch(batch, devices), replicate(params, devices)
-        result, previews = inpaint(
-            state,
-            model_fn,
-            params,
-            *batch,
-            preview_calls=() if preview_calls is None else preview_calls,
-            progress=progress,
-        )
-        result, previews = result[:num_results], previews[:, :num_results]
-        if not bool(jnp.isfinite(result).all()):
-            raise FloatingPointError("the model's result has values that are not finite")
-        return ImagePipelineOutput(
-            _as_output(result, output_type),
-            None if preview_calls is None else _as_output(previews, output_type),
-        )
+        return _Chain((state, model_fn, params, *batch), num_results)
 
     def set_timesteps(
         self,
@@ -351,6 +429,24 @@ class RePaintPipeline:
             model_fn = ClassifierGuidance(model_fn, cond_fn, config)
             params = (params, cond_params, guidance_scale)
         return model_fn, params
+
+
+def _check_output_type(output_type: str) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+
+
+def _finite(images: jax.Array) -> jax.Array:
+    if not bool(jnp.isfinite(images).all()):
+        raise FloatingPointError("the model's result has values that are not finite")
+    return images
+
+
+def _placement(params: Any) -> Any:
+    """Where params lie, if they lie whole on each of the same devices."""
+    placements = {leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)}
+    placement = placements.pop() if len(placements) == 1 else None
+    return placement if placement is not None and placement.is_fully_replicated else None
 
 
 def _as_output(images: jax.Array, output_type: str) -> Any:

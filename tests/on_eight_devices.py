@@ -79,6 +79,8 @@ def test_the_pipeline_uses_all_devices_and_gives_what_one_gives(
     result = pipe(*arrays, key=keys, preview_calls=(3,), **options)
     assert result.images.shape == (count * num_samples, 8, 8, 1)
     assert result.previews.shape == (1, count * num_samples, 8, 8, 1)
+    *_, watched = pipe.watch(*arrays, key=keys, **options)
+    np.testing.assert_allclose(watched.images, result.images, atol=1e-5)
     one = jax.local_devices()[:1]
     monkeypatch.setattr(rp.RePaintPipeline, "_devices", lambda self: one)
     single = pipe(*arrays, key=keys, preview_calls=(3,), **options)
@@ -98,9 +100,10 @@ def test_the_pipeline_leaves_sharded_parameters_where_they_are(pipe, batch):
     )
     images, masks, keys = batch
     options = {"num_model_calls": 8, "output_type": "jax", "key": keys}
-    np.testing.assert_allclose(
-        sharded(images, masks, **options).images, pipe(images, masks, **options).images, atol=1e-4
-    )
+    expected = pipe(images, masks, **options).images
+    np.testing.assert_allclose(sharded(images, masks, **options).images, expected, atol=1e-4)
+    *_, watched = sharded.watch(images, masks, **options)
+    np.testing.assert_allclose(watched.images, expected, atol=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(batch):

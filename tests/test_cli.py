@@ -364,6 +364,15 @@ def test_option_that_is_no_number_exits_with_2(capsys, option: str) -> None:
     assert f"argument {option}: invalid" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_app_refuses_in_one_sentence(capsys, monkeypatch) -> None:
+    assert cli.main(["app", "--port", "65536"]) == 2
+    assert only_line(capsys) == "repaint-jax app: --port is 65536, expected an integer from 1 to 65535"
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "repaint_jax.app", raising=False)
+    assert cli.main(["app"]) == 2
+    assert only_line(capsys) == "repaint-jax app: the web app needs gradio: install repaint_jax[app]"
+
+
 def test_unknown_option_exits_with_2(capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["inpaint", "image.png", "mask.png", "-o", "out.png", "--stepps", "3"])

@@ -539,6 +539,20 @@ def test_a_chain_in_stretches_starts_where_it_is_told_to_and_counts_on(image, ma
     np.testing.assert_array_equal(carry.sample, rp.inpaint(*arguments, initial_sample=start))
 
 
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_previews_of_stretches_are_those_of_the_unbroken_chain(kind, image, mask):
+    state = STRETCHED[kind]
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    carry, previews = rp.start_chain(state, image, KEY), []
+    for _ in range(3):
+        carry, preview = rp.continue_chain(*arguments, carry, 2, preview_calls=(1,))
+        previews.append(preview[0])
+    _, expected = rp.inpaint(*arguments, preview_calls=(1, 3, 5))
+    np.testing.assert_array_equal(previews, expected)
+    with pytest.raises(ValueError, match="preview_calls has 2, expected calls below num_calls=2"):
+        rp.continue_chain(*arguments, carry, 2, preview_calls=(2,))
+
+
 def test_stretches_of_one_length_compile_once(image, mask):
     state = STRETCHED["budget"]
     counted, runs = counting(model_fn)

@@ -372,6 +372,36 @@ def test_previews_of_chosen_calls_come_in_the_output_type(pipe, pixels, keep):
     assert pipe(pixels, keep, **SCHEDULE, key=KEY).previews is None
 
 
+@pytest.mark.parametrize("schedule", [SCHEDULE, {"num_model_calls": 9}])
+def test_watched_pictures_end_with_those_of_a_call(pipe, pixels, keep, schedule):
+    options = {**schedule, "key": KEY, "num_samples": 2, "output_type": "np"}
+    watched = list(pipe.watch(pixels, keep, **options))
+    total = pipe.set_timesteps(**schedule).num_model_calls
+    assert [(one.calls_done, one.num_model_calls) for one in watched] == [
+        (i + 1, total) for i in range(total)
+    ]
+    result = pipe(pixels, keep, preview_calls=(0, total - 2), **options)
+    np.testing.assert_array_equal(watched[-1].images, result.images)
+    for one, preview in zip((watched[0], watched[-2]), result.previews, strict=True):
+        known = np.broadcast_to(keep[None, ..., None] == 255, preview.shape)
+        np.testing.assert_array_equal(one.images[~known], preview[~known])
+        np.testing.assert_array_equal(one.images[known], result.images[known])
+
+
+def test_watching_compiles_one_call_and_may_stop_early(pipe, pixels, keep):
+    traced = []
+
+    def model_fn(params, sample, timestep):
+        traced.append(timestep)
+        return pipe.model_fn(params, sample, timestep)
+
+    counted = dataclasses.replace(pipe, model_fn=model_fn)
+    assert len(list(counted.watch(pixels, keep, key=KEY, num_model_calls=9))) == 9
+    first = next(counted.watch(pixels, keep, key=jax.random.key(2), num_model_calls=9))
+    assert first.images[0].size == (8, 8)
+    assert len(traced) == 1
+
+
 def test_saved_pipeline_loads_as_it_was(pipe, tmp_path: Path):
     pipe.save_pretrained(tmp_path / "again")
     again = rp.RePaintPipeline.from_pretrained(tmp_path / "again")
