@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of docs/faq.md, and the short one in examples/, run as they stand."""
+"""The Python blocks of the README and of docs/, and the short one in examples/, run as they stand."""
 
 import re
 import runpy
@@ -14,9 +14,22 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 
-def python_blocks(page: str) -> list[Any]:
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
-    return [pytest.param(page, code, id=f"{page}-{code.splitlines()[-1].strip()[:40]}") for code in blocks]
+def python_blocks(page: Path, *marks: Any) -> list[Any]:
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [
+        pytest.param(code, id=f"{page.name}-{code.splitlines()[-1].strip()[:40]}", marks=marks)
+        for code in blocks
+    ]
+
+
+BLOCKS = [
+    *python_blocks(ROOT / "README.md"),
+    *(
+        block
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for block in python_blocks(page, pytest.mark.slow)
+    ),
+]
 
 
 @pytest.fixture
@@ -46,9 +59,9 @@ def working_directory(
 
 
 @pytest.mark.usefixtures("working_directory")
-@pytest.mark.parametrize(("page", "code"), [*python_blocks("README.md"), *python_blocks("docs/faq.md")])
-def test_example_of_a_page_runs(page: str, code: str) -> None:
-    exec(compile(code, page, "exec"), {})
+@pytest.mark.parametrize("code", BLOCKS)
+def test_example_of_a_page_runs(code: str) -> None:
+    exec(compile(code, "example", "exec"), {})
 
 
 @pytest.mark.usefixtures("working_directory")
