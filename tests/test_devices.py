@@ -50,6 +50,7 @@ def needed(state, model_fn, batch_size: int) -> int:
     return sum(sizes) - memory.alias_size_in_bytes
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_a_larger_one_does_not(heavy):
     limit = 20_000_000
     size = rp.largest_batch_size(*heavy, np.float32(0), (16, 16, 1), bytes_limit=limit)

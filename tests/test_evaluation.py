@@ -15,7 +15,7 @@ from repaint_jax.evaluation import DIVERSITY, ENERGY_SCORE, RMSE, Sampler, batch
 from repaint_jax.metrics import energy_score
 from repaint_jax.score_tables import markdown, summarise, write_tables
 
-SETTINGS = {"8": 6, "3/1/2": 5}
+SETTINGS = {"8": 6, "3/1/2": 4}
 MASKS = ("half", "wide")
 
 
@@ -83,7 +83,7 @@ def test_finished_batches_are_not_made_again(pipe, images, finished, monkeypatch
     brighter = np.clip(images + 0.1, -1, 1)
     with pytest.raises(FileNotFoundError):
         evaluate(pipe, brighter, MASKS, SETTINGS, folder, num_samples=2)
-    assert len(made) == 8, "other images are other batches"
+    assert len(made) == 6, "other images are other batches"
 
 
 def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else(images) -> None:
@@ -122,9 +122,9 @@ def test_summary_of_known_values() -> None:
 
 def test_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    draws = rng.normal(1.0, 0.5, (200, 50))
+    draws = rng.normal(1.0, 0.5, (80, 40))
     covered = np.mean([low <= 1 <= high for low, high in (summarise(d, d).interval for d in draws)])
-    assert 0.90 <= covered <= 0.98
+    assert 0.88 <= covered <= 0.99
 
 
 def test_tables_hold_the_results(finished, tmp_path) -> None:
@@ -138,7 +138,7 @@ def test_tables_hold_the_results(finished, tmp_path) -> None:
     np.testing.assert_allclose(float(row["mean"]), values.mean(), rtol=1e-4)
     assert float(row["low"]) <= values.mean() <= float(row["high"])
     scores = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert len(scores) == 2 * (6 + 5)
+    assert len(scores) == 2 * (6 + 4)
     np.testing.assert_allclose(float(scores[-1][RMSE]), values[-1], rtol=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_markdown_says_what_differs(finished) -> None:
     assert head == "energy score ± standard error, and its difference to 8 [95 % interval]"
     assert columns == "| setting | images | half | wide |"
     assert reference.startswith("| 8 | 6 | ") and "%" not in reference
-    assert other.startswith("| 3/1/2 | 5 | ") and other.count("%") == 2
+    assert other.startswith("| 3/1/2 | 4 | ") and other.count("%") == 2
     assert last.startswith("diversity ± standard error\n") or last.startswith("LPIPS")
 
 
