@@ -1,7 +1,9 @@
 """The web page of `repaint-jax app`: paint a hole into a picture and watch it being filled."""
 
+import logging
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -40,9 +42,10 @@ _CSS = """
 #painting { margin-left: 0; }
 #painting [aria-label="Color"] { display: none; }
 #results img, #examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
+#choice { max-width: 480px; }
 #examples .grid-wrap { padding: 0; overflow: hidden; }
-#examples .grid-container { padding: 0; grid-template-columns: repeat(auto-fill, 56px); }
-#examples .thumbnail-item { width: 56px; height: 56px; }
+#examples .grid-container { padding: 0; grid: auto / auto-flow minmax(0, 56px); justify-content: start; }
+#examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
 #results .grid-wrap { padding-top: 36px; }
 #results img, #results .thumbnail-item { border-radius: 0; }
 #progress { min-height: 36px; }
@@ -62,42 +65,56 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
         host: address to listen on.
         port: to listen on.
     """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
     pipe = RePaintPipeline.from_pretrained(model, dtype=dtype)
     folder = bundled_folder() if model == BUNDLED else Path(model)
-    page = build_page(pipe, sorted((folder / "images").glob("*.png")))
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            max_file_size=MAX_FILE_SIZE,
-            theme=gr.themes.Default(
-                primary_hue="orange",
-                neutral_hue="stone",
-                font=_FONTS,
-                font_mono=("ui-monospace", "monospace"),
-            ),
-            css=_CSS,
-        )
-    except OSError:
-        raise ValueError(f"--host is {host} and --port is {port}, where no server can be opened") from None
+    prepared = Event()
+    page = build_page(pipe, sorted((folder / "images").glob("*.png")), prepared.wait)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size=MAX_FILE_SIZE,
+        theme=gr.themes.Default(
+            primary_hue="orange",
+            neutral_hue="stone",
+            font=_FONTS,
+            font_mono=("ui-monospace", "monospace"),
+        ),
+        css=_CSS,
+    )
+    Thread(target=_prepare, args=(pipe, prepared), daemon=True).start()
     print(f"http://{host}:{port} is open; Ctrl-C ends it", flush=True)
     try:
-        Event().wait()
+        while True:
+            time.sleep(0.5)  # not without end: a signal that another thread takes does not wake this one
     finally:
+        # Pages that are open keep their connections: these are cut after a second, without a word.
+        page.server.config.timeout_graceful_shutdown = 1
+        logging.getLogger("uvicorn.error").disabled = True
         page.close(verbose=False)
 
 
-def build_page(pipe: RePaintPipeline, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lay out the page of a model, with pictures to choose from, and connect it."""
+def build_page(
+    pipe: RePaintPipeline, examples: Sequence[Path] = (), wait: Callable[[], Any] = lambda: None
+) -> gr.Blocks:
+    """Lay out the page of a model and connect it.
+
+    Args:
+        pipe: the model.
+        examples: pictures to choose from.
+        wait: called before a chain begins.
+    """
     height, width, _ = pipe.image_shape
     pictures = [read_picture(path, pipe.image_shape) for path in examples]
     first = pictures[0] if pictures else None
-    preparation = Thread(target=_prepare, args=(pipe,), daemon=True)
 
     def choose(picture: Image.Image) -> tuple[Image.Image, Any]:
         return picture, as_painting(picture)
@@ -110,7 +127,7 @@ def build_page(pipe: RePaintPipeline, examples: Sequence[Path] = ()) -> gr.Block
             return choose(read_picture(path, pipe.image_shape))
 
     def fill_prepared(*values: Any) -> Iterator[tuple[Any, str]]:
-        preparation.join()
+        wait()
         with _refusals_shown():
             yield from fill(pipe, *values)
 
@@ -135,7 +152,7 @@ def build_page(pipe: RePaintPipeline, examples: Sequence[Path] = ()) -> gr.Block
                     width=_EDITOR_SIDE,
                     elem_id="painting",
                 )
-                with gr.Row():
+                with gr.Row(elem_id="choice"):
                     example = gr.Gallery(
                         [enlarged(one) for one in pictures],
                         columns=len(pictures) or 1,
@@ -212,7 +229,6 @@ def build_page(pipe: RePaintPipeline, examples: Sequence[Path] = ()) -> gr.Block
             show_progress="hidden",
         )
     page.queue(max_size=MAX_WAITING)
-    preparation.start()
     return page
 
 
@@ -334,16 +350,15 @@ def fill(
             )
 
 
-def _prepare(pipe: RePaintPipeline) -> None:
+def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
     """Compile the default chain, so that the first visitor need not wait for it."""
     picture, hole = np.zeros(pipe.image_shape, np.uint8), np.zeros(pipe.image_shape[:2], bool)
-    labels = 0 if _is_conditional(pipe) else None
-    with suppress(Exception):  # which the first chain meets again, and shows
-        next(
-            pipe.watch(
-                picture, hole, key=jax.random.key(0), num_samples=DEFAULT_SAMPLES, class_labels=labels
-            )
-        )
+    options: dict[str, Any] = {"class_labels": 0 if _is_conditional(pipe) else None}
+    try:
+        with suppress(Exception):  # which the first chain meets again, and shows
+            next(pipe.watch(picture, hole, key=jax.random.key(0), num_samples=DEFAULT_SAMPLES, **options))
+    finally:
+        prepared.set()
 
 
 def _description(pipe: RePaintPipeline) -> str:

@@ -132,7 +132,11 @@ def app(options: argparse.Namespace) -> int:
         raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
     from repaint_jax.app import serve  # needs gradio
 
-    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
+    try:
+        serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
+    except KeyboardInterrupt:
+        print("repaint-jax app: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: threads that compute cannot be stopped
     return 0
 
 
