@@ -220,11 +220,11 @@ def build_page(
             show_progress_on=progress,
             concurrency_limit=1,  # a chain takes all of the machine
         )
-        stop_button.click(
+        # Said in an event of its own, after whatever the cancelled one had still to show.
+        stop_button.click(None, cancels=filling, queue=False).then(
             lambda: "Stopped. The pictures are predictions on the way, not results.",
             None,
             progress,
-            cancels=filling,
             queue=False,
             show_progress="hidden",
         )

@@ -203,6 +203,7 @@ def visit(chromium, address) -> Iterator[Callable]:
         page.route("**/*", only_here)
         page.goto(address)
         page.locator("#painting [aria-label='Brush Size']").wait_for()  # the brush is at hand
+        wait_until_shown(page, example_pixels(0))
         return page
 
     yield open_page
@@ -212,6 +213,11 @@ def visit(chromium, address) -> Iterator[Callable]:
 
 
 ORANGE = (222, 120, 60)
+EXAMPLES = sorted((bundled_folder() / "images").glob("*.png"))
+
+
+def example_pixels(index: int) -> np.ndarray:
+    return np.asarray(app.read_picture(EXAMPLES[index], BUNDLED_SHAPE))
 
 
 def canvas_point(page, across: float, down: float) -> tuple[float, float]:
@@ -247,9 +253,8 @@ def paint_hole(page) -> None:
 
 def choose(page, name: str) -> np.ndarray:
     """Choose an example; return its pixels."""
-    paths = sorted((bundled_folder() / "images").glob("*.png"))
-    (index,) = (i for i, path in enumerate(paths) if name in path.name)
-    pixels = np.asarray(Image.open(paths[index]).convert("L"))
+    (index,) = (i for i, path in enumerate(EXAMPLES) if name in path.name)
+    pixels = example_pixels(index)
     page.locator("#examples button").nth(index).click()
     wait_until_shown(page, pixels)
     return pixels
