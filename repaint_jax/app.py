@@ -199,7 +199,9 @@ def build_page(
         with gr.Accordion("Expert settings", open=False):
             with gr.Row():
                 seed = gr.Number(0, label="Seed", info="the same gives the same results", precision=0)
-                class_label = gr.Number(0, label="Class label", precision=0, visible=_is_conditional(pipe))
+                class_label = gr.Number(
+                    0, label="Class label", precision=0, visible=pipe.is_class_conditional
+                )
                 own_schedule = gr.Checkbox(label="RePaint's own schedule instead of the model calls above")
             with gr.Row():
                 own_settings = [
@@ -328,7 +330,7 @@ def fill(
         **schedule,
         key=jax.random.key(seed),
         num_samples=num_samples,
-        class_labels=class_label if _is_conditional(pipe) else None,
+        class_labels=class_label if pipe.is_class_conditional else None,
     )
     columns = min(num_samples, 2 if num_samples <= 2 else 3 if num_samples <= 6 else 4)
     started = shown = -np.inf
@@ -353,7 +355,7 @@ def fill(
 def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
     """Compile the default chain, so that the first visitor need not wait for it."""
     picture, hole = np.zeros(pipe.image_shape, np.uint8), np.zeros(pipe.image_shape[:2], bool)
-    options: dict[str, Any] = {"class_labels": 0 if _is_conditional(pipe) else None}
+    options: dict[str, Any] = {"class_labels": 0 if pipe.is_class_conditional else None}
     try:
         with suppress(Exception):  # which the first chain meets again, and shows
             next(pipe.watch(picture, hole, key=jax.random.key(0), num_samples=DEFAULT_SAMPLES, **options))
@@ -365,10 +367,6 @@ def _description(pipe: RePaintPipeline) -> str:
     height, width, channels = pipe.image_shape
     colours = "grey" if channels == 1 else "colour"
     return f"This model fills {colours} pictures of {width} x {height} pixels; others are resized."
-
-
-def _is_conditional(pipe: RePaintPipeline) -> bool:
-    return pipe.unet_config is not None and pipe.unet_config.is_class_conditional
 
 
 def _progress(calls_done: int, total: int, remark: str) -> str:

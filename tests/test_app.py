@@ -321,13 +321,18 @@ def test_an_upload_is_painted_filled_compared_and_downloaded(visit, tmp_path):
     assert (results[0] != results[1]).any() and (results[1] != results[2]).any()
 
 
-@pytest.mark.browser
-def test_stop_stops_the_computation_and_the_next_one_runs(visit):
-    page = visit()
+def start_long_chain(page):
+    """Fill a hole with RePaint's own schedule, which takes minutes."""
     paint_hole(page)
     page.get_by_text("Expert settings").click()
     page.get_by_label("RePaint's own schedule").check()
     page.click("#fill")
+
+
+@pytest.mark.browser
+def test_stop_stops_the_computation_and_the_next_one_runs(visit):
+    page = visit()
+    start_long_chain(page)
     page.locator("#progress").get_by_text(re.compile(r"of 2,410 model calls, about \d+ s left")).wait_for()
     assert page.locator("#results .grid-container img").count() == 4, "previews come while the chain runs"
     page.click("#stop")
@@ -375,10 +380,7 @@ def test_a_laptop_s_screen_shows_all_at_once(visit):
 @pytest.mark.browser
 def test_a_visitor_who_leaves_is_no_longer_worked_for(visit):
     leaving, staying = visit(), visit()
-    paint_hole(leaving)
-    leaving.get_by_text("Expert settings").click()
-    leaving.get_by_label("RePaint's own schedule").check()
-    leaving.click("#fill")
+    start_long_chain(leaving)
     leaving.locator("#progress").get_by_text("of 2,410 model calls, about").wait_for()
     leaving.context.close()
     paint_hole(staying)
