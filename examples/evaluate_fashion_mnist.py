@@ -21,7 +21,7 @@ import repaint_jax as rp
 from repaint_jax.datasets import TEST_IDX_NAME, TRAIN_IDX_NAME, read_idx_images
 from repaint_jax.evaluation import Batch, Images, batches, evaluate, score
 from repaint_jax.images import uint8_to_array
-from repaint_jax.score_tables import write_tables
+from repaint_jax.score_tables import read_scores, write_tables
 
 MASKS = ("half", "wide", "expand", "alternating_lines")
 
@@ -42,6 +42,9 @@ def main() -> None:
         help="of all, or of each setting and the two rows",
     )
     parser.add_argument("--num-samples", type=int, default=8, help="of an image")
+    parser.add_argument(
+        "--scores", type=Path, help="scores.csv of an earlier run: what it holds is not made again"
+    )
     options = parser.parse_args()
     names = [*options.settings, "nearest", "mean"]
     counts = options.num_images * (len(names) if len(options.num_images) == 1 else 1)
@@ -51,21 +54,22 @@ def main() -> None:
     train = uint8_to_array(read_idx_images(options.data / TRAIN_IDX_NAME))
     test = uint8_to_array(read_idx_images(options.data / TEST_IDX_NAME))
     *of_settings, of_nearest, of_mean = counts
-    results = evaluate(
+    rows = evaluate(
         rp.RePaintPipeline.from_pretrained("bundled"),
         test,
         options.masks,
         dict(zip(options.settings, of_settings, strict=True)),
         options.output,
         num_samples=options.num_samples,
+        known=read_scores(options.scores) if options.scores else (),
     )
-    for name, draw, count in (
+    for name, make, count in (
         ("nearest", partial(nearest, train, options.num_samples), of_nearest),
         ("mean", partial(mean_image, train), of_mean),
     ):
-        all_batches = batches(test[:count], options.masks, seed=0)
-        results[name] = score(name, draw, all_batches, options.output)
-    print(write_tables(options.output, results))
+        for batch in batches(test[:count], options.masks, seed=0):
+            rows += score(name, batch, make(batch))
+    print(write_tables(options.output, rows))
 
 
 def mean_image(train: Images, batch: Batch) -> Images:

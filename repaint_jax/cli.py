@@ -206,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--num-samples", type=int, default=8, help="results per picture and mask")
     evaluate.add_argument("--seed", type=int, default=0, help="of masks and noise")
+    evaluate.add_argument(
+        "--scores",
+        type=Path,
+        metavar="SCORES.CSV",
+        help="OUT/scores.csv of an earlier evaluation: what it holds is not made again",
+    )
     _add_model_name(evaluate)
 
     convert = commands.add_parser(

@@ -29,7 +29,7 @@ from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid
 from repaint_jax.previews import calls_to_show, save_previews
 from repaint_jax.schedule_plot import draw_schedule
-from repaint_jax.score_tables import write_tables
+from repaint_jax.score_tables import read_scores, write_tables
 from repaint_jax.settings import with_setting
 
 _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
@@ -251,7 +251,8 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
     data = pretrained.bundled_folder() / "images" if options.data == "bundled" else Path(options.data)
     images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME)
-    results = evaluation.evaluate(
+    known = [] if options.scores is None else read_scores(options.scores)
+    rows = evaluation.evaluate(
         pipe,
         uint8_to_array(images[: max(counts)]),
         options.masks,
@@ -259,8 +260,9 @@ def evaluate(options: argparse.Namespace) -> int:
         options.output,
         num_samples=options.num_samples,
         seed=options.seed,
+        known=known,
     )
-    print(write_tables(options.output, results))
+    print(write_tables(options.output, rows))
     print(f"\nwrote {options.output}")
     return 0
 

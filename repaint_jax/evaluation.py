@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from repaint_jax import __version__, lpips, masks
+from repaint_jax import lpips, masks
 from repaint_jax.files import whole_file
 from repaint_jax.images import save_picture
 from repaint_jax.metrics import diversity, energy_score, rmse_of_mean
@@ -21,12 +21,21 @@ from repaint_jax.plots import inpainting_grid
 from repaint_jax.settings import with_setting
 
 Images = NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
-Scores = dict[str, NDArray[np.float64]]  # metric -> [N]
-Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
 
 ENERGY_SCORE, RMSE, DIVERSITY, LPIPS = "energy score", "RMSE of the mean", "diversity", "LPIPS"
 
 _IMAGES_PER_BATCH = 4
+_SAMPLES_VERSION = 1  # to be raised whenever a setting comes to make other samples
+
+
+class ImageScores(NamedTuple):
+    """How good the samples of an image are."""
+
+    setting: str
+    mask: str
+    image: int  # its number
+    samples: str  # digest of all that the samples of its batch are made of
+    metrics: dict[str, float]
 
 
 class Batch(NamedTuple):
@@ -71,16 +80,20 @@ class Sampler:
         self._pipe, self._schedule = with_setting(pipe, setting)
         state = self._pipe.set_timesteps(**self._schedule)
         self.num_model_calls = state.num_model_calls or 0
-        self._digest = hashlib.sha256(f"{__version__} {num_samples}".encode())
+        self._digest = hashlib.sha256(f"{_SAMPLES_VERSION} {num_samples}".encode())
         for leaf in jax.tree.leaves((pipe.params, state.schedule)):
             self._digest.update(np.asarray(leaf).tobytes())
 
-    def path(self, batch: Batch) -> Path:
-        """Return where a batch's samples are kept."""
+    def digest(self, batch: Batch) -> str:
+        """Return a digest of all that a batch's samples are made of."""
         digest = self._digest.copy()
         for part in (batch.images, batch.holes, jax.random.key_data(batch.keys)):
             digest.update(np.asarray(part).tobytes())
-        name = f"{self._setting.replace('/', '-')}_{batch.start:05d}_{digest.hexdigest()[:16]}.npy.gz"
+        return digest.hexdigest()[:16]
+
+    def path(self, batch: Batch) -> Path:
+        """Return where a batch's samples are kept."""
+        name = f"{self._setting.replace('/', '-')}_{batch.start:05d}_{self.digest(batch)}.npy.gz"
         return self._folder / batch.mask_name / name
 
     def inpaint(self, batch: Batch, progress: Callable[[int], None]) -> None:
@@ -113,7 +126,8 @@ def evaluate(
     *,
     num_samples: int = 8,
     seed: int = 0,
-) -> Results:
+    known: Iterable[ImageScores] = (),
+) -> list[ImageScores]:
     """Inpaint images under masks with several settings, and score the samples.
 
     Args:
@@ -125,13 +139,26 @@ def evaluate(
             picture of the first ones under each mask.
         num_samples: of each image.
         seed: of masks and samples.
+        known: scores that need not be found again.
+
+    Returns:
+        The scores, setting by setting.
     """
+    has_lpips = lpips.load_weights() is not None
+    earlier: dict[tuple[str, str], list[ImageScores]] = {}
+    for row in known:
+        if LPIPS in row.metrics or not has_lpips:
+            earlier.setdefault((row.mask, row.samples), []).append(row)
     samplers = {name: Sampler(pipe, name, num_samples, folder / "samples") for name in settings}
+    wanted = [
+        (name, batch, (batch.mask_name, samplers[name].digest(batch)))
+        for name, count in settings.items()
+        for batch in batches(images[:count], mask_names, seed)
+    ]
     missing = [
-        (sampler, batch)
-        for name, sampler in samplers.items()
-        for batch in batches(images[: settings[name]], mask_names, seed)
-        if not sampler.path(batch).exists()
+        (samplers[name], batch)
+        for name, batch, identity in wanted
+        if identity not in earlier and not samplers[name].path(batch).exists()
     ]
     total, before = sum(sampler.num_model_calls for sampler, _ in missing), 0
     with tqdm(total=total, unit="call", desc="model calls", disable=not missing) as bar:
@@ -142,36 +169,37 @@ def evaluate(
         for sampler, batch in missing:
             sampler.inpaint(batch, progress)
             before += sampler.num_model_calls
-    return {
-        name: score(name, sampler.samples, batches(images[: settings[name]], mask_names, seed), folder)
-        for name, sampler in samplers.items()
-    }
+    rows: list[ImageScores] = []
+    for name, batch, identity in wanted:
+        if identity in earlier:
+            rows += [row._replace(setting=name) for row in earlier[identity]]
+        else:
+            samples = samplers[name].samples(batch)
+            rows += score(name, batch, samples, identity[1])
+            if batch.start == 0:
+                draw(name, batch, samples, folder)
+    return rows
 
 
-def score(
-    name: str, draw: Callable[[Batch], Images], all_batches: Iterable[Batch], folder: Path
-) -> dict[str, Scores]:
-    """Score what `draw` makes of batches: samples [N, num_samples, H, W, C].
+def score(name: str, batch: Batch, samples: Images, digest: str = "") -> Iterator[ImageScores]:
+    """Score a batch's samples [N, num_samples, H, W, C], each image's by `metrics`.
 
-    Returns the scores under each mask: those of `metrics`, and the mean LPIPS of an image's samples where
-    its weights are installed. The first batches are drawn into the folder, in a picture named after `name`.
+    The mean LPIPS of an image's samples is another metric where its weights are installed.
     """
     weights = lpips.load_weights()
-    rows: dict[str, dict[str, list[float]]] = {}
-    for batch in all_batches:
-        samples = draw(batch)
-        scores = rows.setdefault(batch.mask_name, {})
-        for of_image, truth, hole in zip(samples, batch.images, batch.holes, strict=True):
-            scores.setdefault(ENERGY_SCORE, []).append(energy_score(of_image, truth, hole))
-            scores.setdefault(RMSE, []).append(rmse_of_mean(of_image, truth, hole))
-            scores.setdefault(DIVERSITY, []).append(diversity(of_image, hole))
-            if weights is not None:
-                distances = lpips.lpips(weights, of_image, np.broadcast_to(truth, of_image.shape))
-                scores.setdefault(LPIPS, []).append(float(distances.mean()))
-        if batch.start == 0:
-            grid = inpainting_grid(batch.images, batch.holes, samples)
-            save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")
-    return {
-        mask_name: {metric: np.array(values) for metric, values in scores.items()}
-        for mask_name, scores in rows.items()
-    }
+    for k, (of_image, truth, hole) in enumerate(zip(samples, batch.images, batch.holes, strict=True)):
+        metrics = {
+            ENERGY_SCORE: energy_score(of_image, truth, hole),
+            RMSE: rmse_of_mean(of_image, truth, hole),
+            DIVERSITY: diversity(of_image, hole),
+        }
+        if weights is not None:
+            distances = lpips.lpips(weights, of_image, np.broadcast_to(truth, of_image.shape))
+            metrics[LPIPS] = float(distances.mean())
+        yield ImageScores(name, batch.mask_name, batch.start + k, digest, metrics)
+
+
+def draw(name: str, batch: Batch, samples: Images, folder: Path) -> None:
+    """Draw a batch's samples into the folder, in a picture named after its mask and `name`."""
+    grid = inpainting_grid(batch.images, batch.holes, samples)
+    save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")

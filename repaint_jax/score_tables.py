@@ -2,14 +2,14 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.evaluation import DIVERSITY, Results
+from repaint_jax.evaluation import DIVERSITY, ImageScores
 from repaint_jax.files import whole_file
 
 _NUM_RESAMPLES = 10_000  # of the bootstrap
@@ -17,16 +17,37 @@ _SUMMARY_COLUMNS = (
     *("setting", "mask", "metric", "images", "mean", "standard_error", "low", "high"),
     *("ratio_to_first", "ratio_low", "ratio_high"),
 )
+_IDENTITY_COLUMNS = ("setting", "mask", "image", "samples")
+
+Scores = dict[str, NDArray[np.float64]]  # metric -> [N]
+Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
 
 
-def write_tables(folder: Path, results: Results) -> str:
+def write_tables(folder: Path, rows: Sequence[ImageScores]) -> str:
     """Write table.md, table.csv and every image's scores.csv, and return the first one's text."""
+    results = by_setting(rows)
     text = "\n\n".join(markdown(results))
     with whole_file(folder / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     write_summary(folder / "table.csv", results)
-    write_scores(folder / "scores.csv", results)
+    write_scores(folder / "scores.csv", rows)
     return text
+
+
+def by_setting(rows: Iterable[ImageScores]) -> Results:
+    """Gather the scores of each setting under each mask."""
+    lists: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        of_mask = lists.setdefault(row.setting, {}).setdefault(row.mask, {})
+        for metric, value in row.metrics.items():
+            of_mask.setdefault(metric, []).append(value)
+    return {
+        setting: {
+            mask: {metric: np.array(values) for metric, values in scores.items()}
+            for mask, scores in of_mask.items()
+        }
+        for setting, of_mask in lists.items()
+    }
 
 
 class Summary(NamedTuple):
@@ -96,16 +117,30 @@ def write_summary(path: Path, results: Results) -> None:
                     )
 
 
-def write_scores(path: Path, results: Results) -> None:
+def write_scores(path: Path, rows: Sequence[ImageScores]) -> None:
     """Write a CSV file with a row for each setting, mask and image, and a column for each metric."""
-    first_of_all = next(iter(next(iter(results.values())).values()))
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
     with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["setting", "mask", "image", *first_of_all])
-        for setting, of_mask in results.items():
-            for name, scores in of_mask.items():
-                for image, row in enumerate(zip(*scores.values(), strict=True)):
-                    writer.writerow([setting, name, image, *(f"{value:.5g}" for value in row)])
+        writer.writerow([*_IDENTITY_COLUMNS, *metrics])
+        for *identity, values in rows:
+            numbers = [f"{values[metric]:.7g}" if metric in values else "" for metric in metrics]
+            writer.writerow([*identity, *numbers])
+
+
+def read_scores(path: Path) -> list[ImageScores]:
+    """Read what `write_scores` wrote."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_image_scores(row) for row in csv.DictReader(file, strict=True)]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a scores.csv of an evaluation") from error
+
+
+def _image_scores(row: dict[str, str]) -> ImageScores:
+    setting, mask, image, samples = (row.pop(name) for name in _IDENTITY_COLUMNS)
+    metrics = {metric: float(value) for metric, value in row.items() if value}
+    return ImageScores(setting, mask, int(image), samples, metrics)
 
 
 def _resampled(count: int) -> NDArray[np.int64]:

@@ -11,9 +11,16 @@ from PIL import Image
 
 import repaint_jax as rp
 from repaint_jax import cli, lpips
-from repaint_jax.evaluation import DIVERSITY, ENERGY_SCORE, RMSE, Sampler, batches, evaluate, score
+from repaint_jax.evaluation import DIVERSITY, ENERGY_SCORE, RMSE, Sampler, batches, draw, evaluate, score
 from repaint_jax.metrics import energy_score
-from repaint_jax.score_tables import markdown, summarise, write_tables
+from repaint_jax.score_tables import (
+    by_setting,
+    markdown,
+    read_scores,
+    summarise,
+    write_scores,
+    write_tables,
+)
 
 SETTINGS = {"8": 6, "3/1/2": 4}
 MASKS = ("half", "wide")
@@ -36,7 +43,8 @@ def finished(pipe, images, tmp_path_factory):
 
 
 def test_every_setting_and_mask_has_scores_of_its_images(finished) -> None:
-    _, results = finished
+    _, rows = finished
+    results = by_setting(rows)
     assert list(results) == list(SETTINGS)
     for name, of_mask in results.items():
         assert tuple(of_mask) == MASKS
@@ -46,7 +54,7 @@ def test_every_setting_and_mask_has_scores_of_its_images(finished) -> None:
 
 
 def test_scores_are_those_of_the_samples_that_are_kept(pipe, images, finished) -> None:
-    folder, results = finished
+    folder, rows = finished
     sampler = Sampler(pipe, "8", 2, folder / "samples")
     last = list(batches(images, MASKS, seed=0))[-1]
     samples = sampler.samples(last)
@@ -55,7 +63,7 @@ def test_scores_are_those_of_the_samples_that_are_kept(pipe, images, finished) -
     for k in range(2):
         np.testing.assert_allclose(samples[:, k][known], last.images[known], atol=1e-3)  # kept as float16
     expected = energy_score(samples[1], images[5], last.holes[1])
-    np.testing.assert_allclose(results["8"]["wide"][ENERGY_SCORE][5], expected)
+    np.testing.assert_allclose(by_setting(rows)["8"]["wide"][ENERGY_SCORE][5], expected)
 
 
 def test_samples_are_those_of_the_pipeline(pipe, images, finished) -> None:
@@ -74,16 +82,33 @@ def test_samples_are_those_of_the_pipeline(pipe, images, finished) -> None:
 
 
 def test_finished_batches_are_not_made_again(pipe, images, finished, monkeypatch) -> None:
-    folder, results = finished
+    folder, rows = finished
     made = []
     monkeypatch.setattr(Sampler, "inpaint", lambda self, batch, progress: made.append(batch))
-    again = evaluate(pipe, images, MASKS, SETTINGS, folder, num_samples=2)
+    assert evaluate(pipe, images, MASKS, SETTINGS, folder, num_samples=2) == rows
     assert not made
-    np.testing.assert_array_equal(again["8"]["half"][RMSE], results["8"]["half"][RMSE])
     brighter = np.clip(images + 0.1, -1, 1)
     with pytest.raises(FileNotFoundError):
         evaluate(pipe, brighter, MASKS, SETTINGS, folder, num_samples=2)
     assert len(made) == 6, "other images are other batches"
+
+
+def test_written_scores_serve_in_place_of_samples(pipe, images, finished, tmp_path, monkeypatch) -> None:
+    _, rows = finished
+    write_tables(tmp_path, rows)
+    known = read_scores(tmp_path / "scores.csv")
+    made = []
+    inpaint = Sampler.inpaint
+    monkeypatch.setattr(Sampler, "inpaint", lambda *args: (made.append(args[1].start), inpaint(*args)))
+    more = {"3/1/2": 6, "8": 6}
+    again = evaluate(pipe, images, MASKS, more, tmp_path, num_samples=2, known=known)
+    assert made == [4, 4], "images 4 and 5 of the second setting, under both masks"
+    expected, found = by_setting(rows), by_setting(again)
+    np.testing.assert_allclose(found["8"]["half"][RMSE], expected["8"]["half"][RMSE], rtol=1e-6)
+    assert len(found["3/1/2"]["wide"][RMSE]) == 6
+    made.clear()
+    evaluate(pipe, images, MASKS, {"8": 4}, tmp_path, num_samples=3, known=known)
+    assert made == [0, 0], "more samples are other samples"
 
 
 def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else(images) -> None:
@@ -95,12 +120,12 @@ def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else
 
 
 def test_perfect_samples_have_the_lowest_scores(images, tmp_path) -> None:
-    scores = score(
-        "truth", lambda batch: batch.images[:, None].repeat(2, 1), batches(images, MASKS, 0), tmp_path
-    )
-    for metric, values in scores["half"].items():
-        np.testing.assert_allclose(values, 0, atol=1e-6, err_msg=metric)
-    assert Image.open(tmp_path / "half truth.png").width > 4 * 96
+    for batch in batches(images, MASKS, 0):
+        samples = batch.images[:, None].repeat(2, 1)
+        for row in score("truth", batch, samples):
+            np.testing.assert_allclose(list(row.metrics.values()), 0, atol=1e-6)
+    draw("truth", batch, samples, tmp_path)
+    assert Image.open(tmp_path / "wide truth.png").width > 4 * 96
 
 
 def test_one_sample_is_refused(pipe, images, tmp_path) -> None:
@@ -128,23 +153,29 @@ def test_interval_covers_as_often_as_it_says() -> None:
 
 
 def test_tables_hold_the_results(finished, tmp_path) -> None:
-    _, results = finished
-    text = write_tables(tmp_path, results)
+    _, rows = finished
+    text = write_tables(tmp_path, rows)
     assert (tmp_path / "table.md").read_text() == text + "\n"
-    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert len(rows) == 2 * 2 * len(results["8"]["half"])
-    (row,) = [r for r in rows if (r["setting"], r["mask"], r["metric"]) == ("3/1/2", "wide", RMSE)]
-    values = results["3/1/2"]["wide"][RMSE]
+    summaries = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(summaries) == 2 * 2 * len(rows[0].metrics)
+    (row,) = [r for r in summaries if (r["setting"], r["mask"], r["metric"]) == ("3/1/2", "wide", RMSE)]
+    values = by_setting(rows)["3/1/2"]["wide"][RMSE]
     np.testing.assert_allclose(float(row["mean"]), values.mean(), rtol=1e-4)
     assert float(row["low"]) <= values.mean() <= float(row["high"])
-    scores = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert len(scores) == 2 * (6 + 4)
-    np.testing.assert_allclose(float(scores[-1][RMSE]), values[-1], rtol=1e-4)
+
+
+def test_scores_are_read_as_they_were_written(finished, tmp_path) -> None:
+    _, rows = finished
+    rows = [*rows, rows[0]._replace(setting="nearest", samples="", metrics={RMSE: 0.5})]
+    write_scores(tmp_path / "scores.csv", rows)
+    for row, written in zip(rows, read_scores(tmp_path / "scores.csv"), strict=True):
+        assert row[:4] == written[:4] and list(row.metrics) == list(written.metrics)
+        np.testing.assert_allclose([*row.metrics.values()], [*written.metrics.values()], rtol=1e-6)
 
 
 def test_markdown_says_what_differs(finished) -> None:
-    _, results = finished
-    first, *_, last = markdown(results)
+    _, rows = finished
+    first, *_, last = markdown(by_setting(rows))
     head, _, columns, _, reference, other = first.splitlines()
     assert head == "energy score ± standard error, and its difference to 8 [95 % interval]"
     assert columns == "| setting | images | half | wide |"
@@ -222,6 +253,8 @@ def test_command_prints_the_tables_that_it_writes(model_folder, photos, tmp_path
         ),
         (["--num-samples", "1"], "num_samples is 1, expected at least 2"),
         (["--seed", "-1"], "seed is -1"),
+        (["--scores", "nowhere.csv"], "nowhere.csv"),
+        (["--scores", __file__], "is not a scores.csv of an evaluation"),
         (["--model", "nowhere"], "nowhere is neither a folder here nor a repository"),
     ],
 )
