@@ -7,14 +7,18 @@ their sigma = sqrt((1 - abar)/abar), x the sample, m the mask and z the call's G
 call before:
 
     x0      = clip((x - sqrt(1 - a) eps) / sqrt(a)),   eps = (x - sqrt(a) x0) / sqrt(1 - a)
-    A^2     = 2 max(0, s'/s - 1/3)                                                0 where s' = 0
-    unknown = sqrt(p) (x0 + (s' - s A^2/2) eps + s A (z_prev + z)/2)
+    A^2     = 2 sqrt(s'/s) max(0, s'/s - 1/3)
+    unknown = sqrt(p) (x0 + min(s', s/3) eps + s A (z_prev + z)/2)
     known   = sqrt(p) (y + s' (B eps + sqrt(1 - B^2) z)),   y = x_original + G (x_original - x0)
     x       = m known + (1 - m) unknown
 
 Where s' = s the missing pixels make a step of overdamped Langevin dynamics, of length s^2 A^2/2 along the
 score -eps/s. White noise would bias their variance in the first order of that length; half of each of two
 successive noises, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), does so in the second.
+
+Where s' < s, details that the prediction gets right are left with exactly the noise that s' says if s'/s
+stands for its root in A^2, and with too much, which the next call takes for texture, if 1 does; what is wide
+against s asks for more noise instead. The root lies between, and was measured to be best.
 
 The known pixels get a share B of the noise back that the model itself sees in them, as in DDNM (Wang et al.
 2023, arXiv 2212.00490), and are moved beyond the original by a share G of what the prediction lacks. For a
@@ -63,7 +67,7 @@ class CorrelatedCoefficients(NamedTuple):
     noise: jax.Array  # sqrt(1 - a)
     prev_signal: jax.Array  # sqrt(p)
     prev_noise: jax.Array  # sqrt(p) s'
-    direction: jax.Array  # sqrt(p) (s' - s A^2/2)
+    direction: jax.Array  # sqrt(p) min(s', s/3)
     renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
     correction: jax.Array  # G, and 0 in a call that goes to clean
 
@@ -118,8 +122,10 @@ def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int
     ends_with_correction = timesteps[-3] == timesteps[-1]
     if ends_with_correction:
         next_sigma[-2] = 0
-    amplitude_squared = 2 * np.maximum(0, next_sigma / sigma - _DENOISE_TO)
-    direction = next_sigma - sigma * amplitude_squared / 2
+    ratio = next_sigma / sigma
+    denoised = np.minimum(ratio, _DENOISE_TO)
+    amplitude = np.sqrt(2 * np.sqrt(ratio) * (ratio - denoised))
+    direction = sigma * denoised
     if ends_with_correction:
         direction[-1] = 1.5 * sigma[-1]  # x0 is clean - s eps, and clean + s/2 eps is wanted
 
@@ -133,7 +139,7 @@ def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int
         prev_signal=store(np.sqrt(p)),
         prev_noise=store(np.sqrt(p) * next_sigma),
         direction=store(np.sqrt(p) * direction),
-        renoising=store(np.sqrt(p) * sigma * np.sqrt(amplitude_squared) / 2),
+        renoising=store(np.sqrt(p) * sigma * amplitude / 2),
         correction=store(np.where(next_sigma == 0, 0.0, _CORRECTION)),
     )
 

@@ -251,6 +251,7 @@ def propagate_correlated(
     sigmas,
     *,
     denoise_to=1 / 3,
+    balance=0.5,
     feedback=0.95,
     correction=0.5,
     limit=np.inf,
@@ -274,12 +275,12 @@ def propagate_correlated(
     for call, (now, later) in enumerate(steps):
         inverse = np.linalg.inv(prior_cov + now**2 * identity)
         weight, bias = now * inverse, -now * inverse @ prior_mean  # E[noise | x] = weight x + bias
-        alpha = np.sqrt(2 * max(0.0, later / now - denoise_to)) if later else 0.0
+        alpha = np.sqrt(2 * (later / now) ** balance * max(0.0, later / now - denoise_to))
         heeded = (np.abs(image) < limit) | (later >= limit)
         share = np.where(heeded, feedback, 0.0)
         pull = np.where(heeded, correction, 0.0) if later else np.zeros(size)
-        # Missing: x + (later - alpha^2 now / 2 - now) e + alpha now (previous + new) / 2
-        stride = later - alpha**2 * now / 2 - now
+        # Missing: x + (min(later, now / 3) - now) e + alpha now (previous + new) / 2
+        stride = min(later, now * denoise_to) - now
         if corrected and call == len(steps) - 1:
             stride = now / 2
         linear, offset = identity + stride * weight, stride * bias

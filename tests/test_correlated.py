@@ -68,7 +68,7 @@ def test_inpaint_has_the_closed_form_distribution(num_model_calls):
 def test_the_comparison_tells_the_constants_apart():
     state = budget_state(8)
     samples = draw(state)
-    for other in ({"feedback": 0.5}, {"correction": 0.0}, {"denoise_to": 0.6}):
+    for other in ({"feedback": 0.5}, {"correction": 0.0}, {"denoise_to": 0.6}, {"balance": 0}):
         wrong = reference.propagate_correlated(PRIOR_MEAN, PRIOR_COV, IMAGE, MASK, sigmas(state), **other)
         assert misfit(samples, *wrong, MISSING) > reference.gaussian_misfit_limit(MISSING.sum()), other
 
