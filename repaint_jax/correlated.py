@@ -17,8 +17,8 @@ score -eps/s. White noise would bias their variance in the first order of that l
 successive noises, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), does so in the second.
 
 Where s' < s, details that the prediction gets right are left with exactly the noise that s' says if s'/s
-stands for its root in A^2, and with too much, which the next call takes for texture, if 1 does; what is wide
-against s asks for more noise instead. The root lies between, and was measured to be best.
+itself stands in A^2 in place of its root, and with too much, which the next call takes for texture, if 1
+does; what is wide against s wants more noise instead. The root lies between, and measured best.
 
 The known pixels get a share B of the noise back that the model itself sees in them, as in DDNM (Wang et al.
 2023, arXiv 2212.00490), and are moved beyond the original by a share G of what the prediction lacks. For a
