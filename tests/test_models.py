@@ -16,6 +16,7 @@ from flax import linen, nnx
 
 import repaint_jax as rp
 from repaint_jax.models import UNet2D, UNet2DConfig
+from repaint_jax.models.blocks import convolve_upsampled
 
 KEY = jax.random.key(0)
 CIFAR10_CONFIG = {  # google/ddpm-cifar10-32
@@ -112,6 +113,25 @@ def test_params_of_an_nnx_model_can_be_differentiated_through_inpaint(state):
 
 
 # UNet2D
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "features"), [(1, 1, 3, 2), (4, 7, 5, 5), (8, 3, 1, 16)]
+)
+def test_convolution_of_an_upsampled_image_is_that_of_its_pixels_repeated(
+    height: int, width: int, channels: int, features: int, use_bias: bool
+):
+    rng = np.random.default_rng(0)
+    conv = nnx.Conv(channels, features, (3, 3), use_bias=use_bias, rngs=nnx.Rngs(0))
+    x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
+    padded = np.pad(x.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # [B, 2H, 2W, C, 3, 3]
+    expected = np.einsum("bhwcij,ijcd->bhwd", windows, np.asarray(conv.kernel[...]))
+    if conv.bias is not None:
+        conv.bias[...] = jnp.asarray(rng.normal(size=features), jnp.float32)
+        expected = expected + np.asarray(conv.bias[...])
+    np.testing.assert_allclose(convolve_upsampled(conv, x), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,37 @@ def upsampled(x: jax.Array) -> jax.Array:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
+def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
+    """Return `conv(upsampled(x))`, for a 3x3 convolution, in 4/9 of the multiplications.
+
+    Two of the three rows that a window covers are copies of one: each of the 2x2 pixels that a pixel
+    becomes sees 2x2 pixels of x, through a kernel with rows and columns added up.
+    """
+
+    def halves(kernel: jax.Array, axis: int) -> list[tuple[jax.Array, tuple[int, int]]]:
+        """Give the kernels, with their padding, of results at even and at odd places along an axis."""
+        first, middle, last = jnp.split(kernel, 3, axis)
+        even = jnp.concatenate([first, middle + last], axis)
+        odd = jnp.concatenate([first + middle, last], axis)
+        return [(even, (1, 0)), (odd, (0, 1))]
+
+    batch, height, width, _ = x.shape
+    rows = [
+        jnp.stack(
+            [
+                jax.lax.conv_general_dilated(
+                    x, kernel, (1, 1), (above, beside), dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+                for kernel, beside in halves(of_rows, 1)
+            ],
+            axis=3,
+        )
+        for of_rows, above in halves(conv.kernel[...], 0)
+    ]
+    result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    return result if conv.bias is None else result + conv.bias[...]
+
+
 def downsampled(x: jax.Array) -> jax.Array:
     """Halve height and width by averaging pixels."""
     batch, height, width, channels = x.shape
@@ -114,9 +145,12 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         h = jax.nn.silu(self.norm1(x))
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
-        h = self.conv1(h)
+        if self.resample is upsampled:
+            x, h = upsampled(x), convolve_upsampled(self.conv1, h)
+        elif self.resample is downsampled:
+            x, h = downsampled(x), self.conv1(downsampled(h))
+        else:
+            h = self.conv1(h)
         embedding = self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
         if self.scale_shift:
             gain, shift = jnp.split(embedding, 2, axis=-1)
@@ -193,7 +227,7 @@ class Upsample2D(nnx.Module):
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
-        return self.conv(upsampled(x))
+        return convolve_upsampled(self.conv, x)
 
 
 class DownBlock(nnx.Module):
