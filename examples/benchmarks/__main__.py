@@ -1,0 +1,68 @@
+"""Measure what surrounds a model call and what is in it.
+
+    python examples/benchmarks
+    python examples/benchmarks loop memory
+
+prints a Markdown table, a row for each comparison: two things that were timed alternately in one run, and
+the first one's time, or memory, over the second's. What is compared with torch and diffusers is left out
+where they are not installed (`pip install -r tests/golden/requirements.txt`).
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from itertools import chain
+from pathlib import Path
+
+import batches
+import loop
+import memory
+import network
+import startup
+import whole
+from timing import markdown
+
+PARTS = {
+    "loop": (loop.over_calls, loop.over_diffusers),
+    "network": (network.over_matmul, network.over_torch),
+    "whole": (whole.over_diffusers,),
+    "startup": (startup.imports, startup.compilation, startup.first_picture),
+    "memory": (memory.temporary_bytes,),
+    "batches": (batches.per_picture,),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"PART is {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    print(machine(), end="\n\n")
+    comparisons = chain.from_iterable(PARTS[part] for part in options.parts or PARTS)
+    for line in markdown(row for compare in comparisons for row in compare()):
+        print(line, flush=True)
+
+
+def machine() -> str:
+    """Describe processor and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    versions = []
+    for package in ("jax", "flax", "torch", "diffusers"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    processor = names[0] if names else platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ", ".join([processor, f"{cores} cores", f"Python {platform.python_version()}", *versions])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A call of `UNet2D` against torch's, with the same weights, and against the machine's matrix products."""
+
+import importlib.util
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from timing import Row, Rows, alternately, ready
+
+from repaint_jax.models import load_unet2d, nnx_model_fn
+
+EXAMPLES = Path(__file__).parents[1]
+CIFAR10 = {  # google/ddpm-cifar10-32
+    **{"sample_size": 32, "block_out_channels": [128, 256, 256, 256], "attention_head_dim": None},
+    **{"down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]},
+    **{"up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]},
+    **{"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6},
+}
+NETWORKS = {  # side of the images, batch sizes
+    "Fashion-MNIST (1.3 M)": (
+        json.loads((EXAMPLES / "fashion_mnist_unet.json").read_text()),
+        28,
+        (1, 4, 8),
+    ),
+    "emoji (2.5 M)": (json.loads((EXAMPLES / "emoji_unet.json").read_text()), 32, (1, 4, 8)),
+    "ddpm-cifar10 (36 M)": (CIFAR10, 32, (1, 4, 8)),
+    "emoji (2.5 M), larger images": (json.loads((EXAMPLES / "emoji_unet.json").read_text()), 128, (1, 4)),
+    "ddpm-celebahq (114 M)": (json.loads((EXAMPLES / "celebahq_unet.json").read_text()), 256, (1,)),
+}
+
+
+def over_torch() -> Rows:
+    """`UNet2D` against the fastest of torch's ways to run the same network."""
+    if importlib.util.find_spec("diffusers") is None:
+        return
+    import torch
+    from diffusers import UNet2DModel
+
+    @torch.no_grad()
+    def run(model: torch.nn.Module, planes: torch.Tensor) -> None:
+        model(planes, 500)
+
+    for name, (config, side, batches) in NETWORKS.items():
+        torch.manual_seed(0)
+        channels = config.get("in_channels", 3)
+        theirs = UNet2DModel.from_config({**config, "sample_size": side}).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(folder)
+            model_fn, params = nnx_model_fn(load_unet2d(folder))
+        call = jax.jit(model_fn)
+        ways = {
+            "eager": theirs,
+            "eager, channels_last": theirs,
+            "compiled": torch.compile(theirs),
+            "compiled, channels_last": torch.compile(theirs),
+        }
+        for batch in batches:
+            images = np.random.default_rng(0).normal(size=(batch, side, side, channels)).astype(np.float32)
+
+            times = {}
+            for way, model in ways.items():
+                last = way.endswith("channels_last")
+                layout = torch.channels_last if last else torch.contiguous_format
+                theirs.to(memory_format=layout)
+                planes = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+                times[way] = alternately(
+                    partial(ready, call, params, jnp.asarray(images), jnp.int32(500)),
+                    partial(run, model, planes),
+                    seconds=3,
+                )
+            way = max(times, key=lambda way: times[way][2])
+            yield Row(
+                f"{name}, {side} px, batch {batch}", f"torch, {way}", *times[way], "below 1; mean 0.8"
+            )
+
+
+def over_matmul() -> Rows:
+    """The rate of the bundled network's arithmetic against that of a large matrix product."""
+    from repaint_jax import RePaintPipeline
+
+    size = 1024
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.dot)
+    pipe = RePaintPipeline.from_pretrained("bundled")
+    call = jax.jit(pipe.model_fn)
+    images = jnp.zeros((32, *pipe.image_shape))
+    compiled = call.lower(pipe.params, images, jnp.int32(500)).compile()
+    flops = compiled.cost_analysis()["flops"]
+    arguments = pipe.params, images, jnp.int32(500)
+    of_call, of_product, _ = alternately(
+        partial(ready, call, *arguments), partial(ready, product, matrix, matrix)
+    )
+    expected = flops / (2 * size**3) * of_product  # as long as its operations would take there
+    yield Row(
+        "bundled network, batch 32",
+        "its operations at the rate of a matrix product",
+        of_call,
+        expected,
+        of_call / expected,
+    )
