@@ -24,6 +24,7 @@ from tqdm import tqdm
 from repaint_jax import noise
 from repaint_jax.checks import check_int
 from repaint_jax.config import PREDICTION_TYPES, RePaintSchedulerConfig
+from repaint_jax.devices import replicate, shard_batch
 from repaint_jax.files import read_json, write_json
 from repaint_jax.images import uint8_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
@@ -207,6 +208,9 @@ def train(
 ) -> TrainState:
     """Train from the newest checkpoint in `checkpoint_dir`, or from `params` where there is none.
 
+    Every batch is divided among the local devices, which add up their gradients. Their number changes
+    results by rounding only, as sums are taken in another order.
+
     Args:
         config: the run; after a resume only `num_steps` may differ, and only before its decay began.
         model_fn: `model_fn(params, sample, timesteps)`, samples [B, H, W, C], timesteps [B] int32.
@@ -222,9 +226,9 @@ def train(
         The state after `config.num_steps` steps; `ema_params` are the weights to use.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
-    _check_enough_images(config, images)
+    _check_batches(config, images)
     train_step = make_train_step(config, model_fn, alphas_cumprod)
-    state = create_train_state(config, params)
+    state = replicate(create_train_state(config, params))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(checkpoint_dir.absolute(), options=options) as checkpoints:
         latest = checkpoints.latest_step()
@@ -236,7 +240,7 @@ def train(
             batches(config, images, first_step),
             strict=False,
         ):
-            state, loss = train_step(state, jnp.asarray(batch))
+            state, loss = train_step(state, shard_batch(jnp.asarray(batch)))
             done = step + 1
             if on_step is not None:
                 on_step(done, float(loss))
@@ -273,7 +277,7 @@ def train_unet2d(
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     unet, scheduler_config = _untrained(config, images.shape[1:], unet_config, initial_model)
-    _check_enough_images(config, images)
+    _check_batches(config, images)
     _check_same_run(output, config, unet.config)
     model_fn, params = nnx_model_fn(unet)
     sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
@@ -375,7 +379,12 @@ def _untrained(
     return unet, scheduler_config
 
 
-def _check_enough_images(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
+def _check_batches(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
+    if config.batch_size % jax.local_device_count():
+        raise ValueError(
+            f"batch_size is {config.batch_size}, expected a multiple of the "
+            f"{jax.local_device_count()} devices"
+        )
     if len(images) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
 
