@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import repaint_jax as rp
+from repaint_jax import noise, training
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -116,3 +117,25 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(batch):
 def test_models_loaded_from_files_are_on_all_devices(pipe):
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(pipe.params))
     assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(pipe.params))
+
+
+def test_training_on_all_devices_is_training_on_one(pipe, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 1), dtype=np.uint8)
+    abar = noise.alphas_cumprod(rp.RePaintSchedulerConfig().betas)
+    config = training.TrainingConfig(num_steps=3, batch_size=16, warmup_steps=1, learning_rate=0.01)
+    state = training.train(config, pipe.model_fn, pipe.params, images, abar, tmp_path / "all")
+    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
+
+    step = training.make_train_step(config, pipe.model_fn, abar)
+    alone = training.create_train_state(config, pipe.params)
+    for _, batch in zip(range(3), training.batches(config, images), strict=False):
+        alone, _ = step(alone, batch)
+    for ours, expected in zip(*map(jax.tree.leaves, (state.params, alone.params)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_a_training_batch_that_cannot_be_divided_is_refused(pipe, tmp_path):
+    images = np.zeros((16, 8, 8, 1), np.uint8)
+    config = training.TrainingConfig(batch_size=12)
+    with pytest.raises(ValueError, match="batch_size is 12, expected a multiple of the 8 devices"):
+        training.train(config, pipe.model_fn, pipe.params, images, np.array([0.9, 0.5]), tmp_path)
