@@ -12,6 +12,7 @@ from repaint_jax import __version__
 DEMO_SAMPLES = 3
 
 # As in masks.NAMES: help must not wait for JAX to be imported.
+_RESUMED = ("evaluate", "folder", "train")  # the same command goes on where it was stopped
 _MASK_NAMES = ("half", "expand", "alternating_lines", "super_resolution", "wide", "narrow")
 _SETTING_HELP = (
     "a number of model calls, STEPS/JUMP_LENGTH/JUMP_N_SAMPLE or the same with /ETA (1 otherwise), "
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"repaint-jax {options.command}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"repaint-jax {options.command}: interrupted", file=sys.stderr)
-        return 130
+        how_on = "; the same command goes on" if options.command in _RESUMED else ""
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # below the progress bar
+        print(f"repaint-jax {options.command}: interrupted{how_on}", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: threads that compute cannot be stopped, and no file is ever half-written
 
 
 def _parser() -> argparse.ArgumentParser:

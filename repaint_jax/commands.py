@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,15 @@ def inpaint(options: argparse.Namespace) -> int:
     if options.num_samples > 1 and not options.compare:
         stem, suffix = options.output.stem, options.output.suffix
         outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
-    for output in outputs:
-        _check_output("--output", output)
+    written = [("--output", output) for output in outputs]
     if options.preview is not None:
-        _check_output("--preview", options.preview)
+        written.append(("--preview", options.preview))
+    taken = {options.image.resolve(), Path(options.mask.removeprefix("painted=")).resolve()}
+    for option, path in written:
+        _check_output(option, path)
+        if path.resolve() in taken:
+            raise ValueError(f"{option} is {path}, expected a file that is nothing else here")
+        taken.add(path.resolve())
     if options.compare and (options.preview is not None or _schedule(options)):
         raise ValueError(
             f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
@@ -132,11 +139,7 @@ def app(options: argparse.Namespace) -> int:
         raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
     from repaint_jax.app import serve  # needs gradio
 
-    try:
-        serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
-    except KeyboardInterrupt:
-        print("repaint-jax app: interrupted", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: threads that compute cannot be stopped
+    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
     return 0
 
 
@@ -147,32 +150,28 @@ def folder(options: argparse.Namespace) -> int:
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )
-    try:
-        failures = inpaint_folder(
-            pipe,
-            options.images,
-            options.masks,
-            options.output,
-            schedule=_schedule(options),
-            seed=options.seed,
-            num_samples=options.num_samples,
-            batch_size=options.batch_size,
-            resize=options.resize,
-            class_label=options.class_label,
-            guidance_scale=options.guidance_scale,
-            official_layout=options.official_layout,
-            checkpoint_every=options.checkpoint_every,
-            described={
-                "model": _absolute(options.model),
-                "classifier": _absolute(options.classifier),
-                "dtype": options.dtype,
-            },
-            process_index=process_index,
-            process_count=process_count,
-        )
-    except KeyboardInterrupt:
-        print("repaint-jax folder: interrupted; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: a chain that runs cannot be stopped, and no file is ever half-written
+    failures = inpaint_folder(
+        pipe,
+        options.images,
+        options.masks,
+        options.output,
+        schedule=_schedule(options),
+        seed=options.seed,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        resize=options.resize,
+        class_label=options.class_label,
+        guidance_scale=options.guidance_scale,
+        official_layout=options.official_layout,
+        checkpoint_every=options.checkpoint_every,
+        described={
+            "model": _absolute(options.model),
+            "classifier": _absolute(options.classifier),
+            "dtype": options.dtype,
+        },
+        process_index=process_index,
+        process_count=process_count,
+    )
     for name, reason in sorted(failures.items()):
         print(f"repaint-jax folder: {name}: {reason}", file=sys.stderr)
     print(f"wrote {options.output}" + (f", without {len(failures)} pictures" if failures else ""))
@@ -239,6 +238,7 @@ def schedule(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Score settings on pictures whose holes are known."""
     _check_seed(options.seed)
+    _check_folder("--output", options.output)
     counts = options.num_images * (len(options.settings) if len(options.num_images) == 1 else 1)
     if len(counts) != len(options.settings) or min(counts) < 1:
         raise ValueError(
@@ -252,10 +252,11 @@ def evaluate(options: argparse.Namespace) -> int:
     data = pretrained.bundled_folder() / "images" if options.data == "bundled" else Path(options.data)
     images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME)
     known = [] if options.scores is None else read_scores(options.scores)
-    rows = evaluation.evaluate(
+    rows = _interruptibly(
+        evaluation.evaluate,
         pipe,
         uint8_to_array(images[: max(counts)]),
-        options.masks,
+        list(dict.fromkeys(options.masks)),
         dict(zip(options.settings, counts, strict=True)),
         options.output,
         num_samples=options.num_samples,
@@ -276,6 +277,7 @@ def convert(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a model."""
+    _check_folder("--output", options.output)
     from repaint_jax.training import TrainingConfig, train_unet2d  # brings Orbax, which is slow to import
 
     config = TrainingConfig(
@@ -322,7 +324,8 @@ def _run_pipeline(
         bar.update(int(calls_done) - bar.n)
 
     try:
-        return pipe(
+        return _interruptibly(
+            pipe,
             image,
             mask,
             **schedule,
@@ -334,6 +337,11 @@ def _run_pipeline(
     finally:
         if bar is not None:
             bar.close()
+
+
+def _interruptibly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call in another thread: a chain that runs does not notice Ctrl-C, waiting for it does."""
+    return ThreadPoolExecutor(1).submit(call, *arguments, **options).result()
 
 
 def _check_seed(seed: int) -> None:
@@ -354,3 +362,10 @@ def _check_output(option: str, path: Path) -> None:
         raise ValueError(f"{option} is {path}, but the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"{option} is {path}, which cannot be written")
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Refuse a folder that cannot be there before anything is computed."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{option} is {path}, but {there} is not a folder that can be written to")

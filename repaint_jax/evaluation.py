@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,11 @@ class Batch(NamedTuple):
     images: Images
     holes: Images  # [N, H, W, 1]: the masks
     keys: jax.Array  # [N], for the samples
+
+    @property
+    def numbers(self) -> set[int]:
+        """The images' numbers."""
+        return set(range(self.start, self.start + len(self.images)))
 
 
 def batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[Batch]:
@@ -112,8 +118,13 @@ class Sampler:
 
     def samples(self, batch: Batch) -> Images:
         """Read the samples [N, num_samples, H, W, C] of a batch that was inpainted."""
-        with gzip.open(self.path(batch)) as file:
-            samples = np.load(file).astype(np.float32)
+        try:
+            with gzip.open(self.path(batch)) as file:
+                samples = np.load(file).astype(np.float32)
+        except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self.path(batch)} is damaged ({error}); once it is deleted it is made again"
+            ) from error
         return samples.reshape(len(batch.images), self._num_samples, *batch.images.shape[1:])
 
 
@@ -144,11 +155,11 @@ def evaluate(
     Returns:
         The scores, setting by setting.
     """
-    has_lpips = lpips.load_weights() is not None
-    earlier: dict[tuple[str, str], list[ImageScores]] = {}
+    metrics = {ENERGY_SCORE, RMSE, DIVERSITY} | ({LPIPS} if lpips.load_weights() is not None else set())
+    earlier: dict[tuple[str, str], dict[int, ImageScores]] = {}
     for row in known:
-        if LPIPS in row.metrics or not has_lpips:
-            earlier.setdefault((row.mask, row.samples), []).append(row)
+        if metrics <= row.metrics.keys():
+            earlier.setdefault((row.mask, row.samples), {})[row.image] = row
     samplers = {name: Sampler(pipe, name, num_samples, folder / "samples") for name in settings}
     wanted = [
         (name, batch, (batch.mask_name, samplers[name].digest(batch)))
@@ -158,7 +169,7 @@ def evaluate(
     missing = [
         (samplers[name], batch)
         for name, batch, identity in wanted
-        if identity not in earlier and not samplers[name].path(batch).exists()
+        if not batch.numbers <= earlier.get(identity, {}).keys() and not samplers[name].path(batch).exists()
     ]
     total, before = sum(sampler.num_model_calls for sampler, _ in missing), 0
     with tqdm(total=total, unit="call", desc="model calls", disable=not missing) as bar:
@@ -171,8 +182,9 @@ def evaluate(
             before += sampler.num_model_calls
     rows: list[ImageScores] = []
     for name, batch, identity in wanted:
-        if identity in earlier:
-            rows += [row._replace(setting=name) for row in earlier[identity]]
+        scores = earlier.get(identity, {})
+        if batch.numbers <= scores.keys():
+            rows += [scores[number]._replace(setting=name) for number in sorted(batch.numbers)]
         else:
             samples = samplers[name].samples(batch)
             rows += score(name, batch, samples, identity[1])

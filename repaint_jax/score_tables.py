@@ -132,14 +132,19 @@ def read_scores(path: Path) -> list[ImageScores]:
     """Read what `write_scores` wrote."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_image_scores(row) for row in csv.DictReader(file, strict=True)]
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a scores.csv of an evaluation") from error
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ())[: len(_IDENTITY_COLUMNS)] != _IDENTITY_COLUMNS:
+                raise ValueError("its first line names other columns")
+            return [_image_scores(row) for row in reader]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a scores.csv of an evaluation: {error}") from error
 
 
 def _image_scores(row: dict[str, str]) -> ImageScores:
     setting, mask, image, samples = (row.pop(name) for name in _IDENTITY_COLUMNS)
     metrics = {metric: float(value) for metric, value in row.items() if value}
+    if not all(map(math.isfinite, metrics.values())):
+        raise ValueError(f"image {image} under {mask} has a score that is not finite")
     return ImageScores(setting, mask, int(image), samples, metrics)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,46 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(
 ) -> None:
     assert inpaint(model_folder, folder, output=output) == 2
     assert expected in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "named"),
+    [
+        ("image.png", [], "--output is image.png"),
+        ("mask.png", [], "--output is mask.png"),
+        ("out.png", ["--preview", "image.png"], "--preview is image.png"),
+        ("out.png", ["--preview", "./out.png"], "--preview is out.png"),
+        ("out.png", ["--num-samples", 2, "--preview", "out-2.png"], "--preview is out-2.png"),
+    ],
+)
+def test_no_output_takes_the_place_of_an_input_or_of_another(
+    model_folder, folder, capsys, output: str, options: list, named: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert inpaint(model_folder, folder, *options, output=output) == 2
+    assert f"{named}, expected a file that is nothing else here" in only_line(capsys)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_interrupted_it_ends_at_once(model_folder, folder) -> None:
+    # Where tests run in the background SIGINT is ignored, and processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = ["inpaint", "image.png", "mask.png", "-o", "out.png", "--model", str(model_folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "repaint_jax", *words, "--model-calls", "3000000"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+    )
+    seen = b""
+    while b"model calls" not in seen:
+        seen += process.stderr.read(20)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith(b"repaint-jax inpaint: interrupted\n")
+    assert not (folder / "out.png").exists()
 
 
 def test_result_that_is_not_finite_is_not_written(model_folder, folder, capsys) -> None:

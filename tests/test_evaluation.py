@@ -1,6 +1,7 @@
 """Scoring settings side by side: what is drawn, kept, scored and written."""
 
 import csv
+import gzip
 import pickle
 from pathlib import Path
 
@@ -111,6 +112,28 @@ def test_written_scores_serve_in_place_of_samples(pipe, images, finished, tmp_pa
     assert made == [0, 0], "more samples are other samples"
 
 
+def test_scores_that_lack_an_image_or_a_metric_do_not_serve(pipe, images, finished, tmp_path) -> None:
+    _, rows = finished
+    (row, other) = [row for row in rows if (row.setting, row.mask) == ("8", "half")][4:6]  # a batch of two
+    run = (pipe, images, ["half"], {"8": 6}, tmp_path)
+    rest = [one for one in rows if one not in (row, other)]
+    without_a_metric = other._replace(metrics={RMSE: 0.1})
+    for known in ([*rest, row], [*rest, row, row], [*rest, row, without_a_metric]):
+        again = evaluate(*run, num_samples=2, known=known)
+        assert [one.image for one in again] == list(range(6))
+        np.testing.assert_allclose(again[5].metrics[RMSE], other.metrics[RMSE], rtol=1e-5)
+
+
+def test_damaged_samples_are_named(pipe, images, tmp_path) -> None:
+    (batch,) = batches(images[:2], ["half"], seed=0)
+    sampler = Sampler(pipe, "8", 2, tmp_path)
+    sampler.path(batch).parent.mkdir()
+    for content in (b"", b"hello", gzip.compress(b"hello"), gzip.compress(bytes(1000))[:-20]):
+        sampler.path(batch).write_bytes(content)
+        with pytest.raises(ValueError, match=r"half/8_00000_\w+\.npy\.gz is damaged"):
+            sampler.samples(batch)
+
+
 def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else(images) -> None:
     whole, part = (list(batches(images[:count], ["wide"], seed=0)) for count in (6, 3))
     np.testing.assert_array_equal(whole[0].holes[:3], part[0].holes)
@@ -171,6 +194,16 @@ def test_scores_are_read_as_they_were_written(finished, tmp_path) -> None:
     for row, written in zip(rows, read_scores(tmp_path / "scores.csv"), strict=True):
         assert row[:4] == written[:4] and list(row.metrics) == list(written.metrics)
         np.testing.assert_allclose([*row.metrics.values()], [*written.metrics.values()], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "hello\n", "setting,mask,image,samples,RMSE of the mean\n8,half,0,ab,nan\n", "\0"]
+)
+def test_files_that_hold_no_scores_are_refused(tmp_path, content) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"scores\.csv is not a scores\.csv of an evaluation: "):
+        read_scores(path)
 
 
 def test_markdown_says_what_differs(finished) -> None:
@@ -241,6 +274,21 @@ def test_command_prints_the_tables_that_it_writes(model_folder, photos, tmp_path
     assert {path.suffix for path in output.iterdir()} == {"", ".md", ".csv", ".png"}
 
 
+def test_a_mask_named_twice_counts_once(model_folder, photos, tmp_path, capsys) -> None:
+    output = tmp_path / "out"
+    words = ("--settings", "8", "--masks", "half", "half", "--num-images", 1)
+    assert command(model_folder, photos, "-o", output, *words) == 0
+    assert "| setting | images | half |\n" in capsys.readouterr().out
+    assert len((output / "scores.csv").read_text().splitlines()) == 2
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(model_folder, photos, tmp_path, capsys) -> None:
+    (tmp_path / "out").write_text("precious")
+    assert command(model_folder, photos, "-o", tmp_path / "out" / "deeper") == 2
+    assert "is not a folder that can be written to" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -254,7 +302,10 @@ def test_command_prints_the_tables_that_it_writes(model_folder, photos, tmp_path
         (["--num-samples", "1"], "num_samples is 1, expected at least 2"),
         (["--seed", "-1"], "seed is -1"),
         (["--scores", "nowhere.csv"], "nowhere.csv"),
-        (["--scores", __file__], "is not a scores.csv of an evaluation"),
+        (
+            ["--scores", __file__],
+            "is not a scores.csv of an evaluation: its first line names other columns",
+        ),
         (["--model", "nowhere"], "nowhere is neither a folder here nor a repository"),
     ],
 )
