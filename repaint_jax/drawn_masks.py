@@ -4,6 +4,7 @@ All are PIL images of mode "L" and of the picture's size: white keeps a pixel, b
 """
 
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -35,8 +36,13 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
         mask = painted(image, open_image(value))
     elif words in masks.NAMES:
         mask = array_to_pil(2 * np.asarray(masks.by_name(words, image.height, image.width, key)) - 1)
-    else:
+    elif Path(words).exists():
         mask = open_image(words)
+    else:
+        raise ValueError(
+            f"{words} does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM, painted=PATH "
+            f"or one of {', '.join(masks.NAMES)}"
+        )
     return ImageOps.invert(mask.convert("L")) if invert else mask
 
 

@@ -159,7 +159,9 @@ def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 def _cell(summary: Summary, compared: bool) -> str:
     decimals = max(0, 2 - math.floor(math.log10(max(abs(summary.mean), 0.1))))  # three digits
-    cell = f"{summary.mean:.{decimals}f} ± {summary.standard_error:.{decimals}f}"
+    cell = f"{summary.mean:.{decimals}f}"
+    if summary.num_images > 1:
+        cell += f" ± {summary.standard_error:.{decimals}f}"
     if compared:
         low, high = map(_percent, summary.ratio_interval)
         cell += f", {_percent(summary.ratio)} % [{low}, {high}]"
