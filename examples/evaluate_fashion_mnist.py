@@ -19,7 +19,7 @@ import numpy as np
 
 import repaint_jax as rp
 from repaint_jax.datasets import TEST_IDX_NAME, TRAIN_IDX_NAME, read_idx_images
-from repaint_jax.evaluation import Batch, Images, batches, evaluate, score
+from repaint_jax.evaluation import Batch, Images, batches, draw, evaluate, score
 from repaint_jax.images import uint8_to_array
 from repaint_jax.score_tables import read_scores, write_tables
 
@@ -68,7 +68,10 @@ def main() -> None:
         ("mean", partial(mean_image, train), of_mean),
     ):
         for batch in batches(test[:count], options.masks, seed=0):
-            rows += score(name, batch, make(batch))
+            samples = make(batch)
+            rows += score(name, batch, samples)
+            if batch.start == 0:
+                draw(name, batch, samples, options.output)
     print(write_tables(options.output, rows))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import ArrayLike
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) ->
 
 def make_train_step(
     config: TrainingConfig, model_fn: ModelFn, alphas_cumprod: NDArray[np.float64]
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, jax.Array]]:
+) -> Callable[[TrainState, ArrayLike], tuple[TrainState, jax.Array]]:
     """Build the jitted `train_step(state, images) -> (state, loss)`.
 
     `images` is [B, H, W, C], floating, in [-1, 1]; the loss is the mean squared error of the prediction.
@@ -163,7 +164,7 @@ def make_train_step(
         return jnp.mean(jnp.square(prediction - target[config.prediction_type]))
 
     @jax.jit
-    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, jax.Array]:
+    def train_step(state: TrainState, images: ArrayLike) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, images, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -240,7 +241,7 @@ def train(
             batches(config, images, first_step),
             strict=False,
         ):
-            state, loss = train_step(state, shard_batch(jnp.asarray(batch)))
+            state, loss = train_step(state, shard_batch(batch))
             done = step + 1
             if on_step is not None:
                 on_step(done, float(loss))

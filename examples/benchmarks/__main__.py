@@ -10,9 +10,9 @@ where they are not installed (`pip install -r tests/golden/requirements.txt`).
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
-from itertools import chain
 from pathlib import Path
 
 import batches
@@ -31,6 +31,7 @@ PARTS = {
     "memory": (memory.temporary_bytes,),
     "batches": (batches.per_picture,),
 }
+WITH_DIFFUSERS = {loop.over_diffusers, network.over_torch, whole.over_diffusers}
 
 
 def main() -> None:
@@ -43,8 +44,10 @@ def main() -> None:
     if unknown:
         parser.error(f"PART is {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     print(machine(), end="\n\n")
-    comparisons = chain.from_iterable(PARTS[part] for part in options.parts or PARTS)
-    for line in markdown(row for compare in comparisons for row in compare()):
+    wanted = [compare for part in options.parts or PARTS for compare in PARTS[part]]
+    if importlib.util.find_spec("diffusers") is None:
+        wanted = [compare for compare in wanted if compare not in WITH_DIFFUSERS]
+    for line in markdown(row for compare in wanted for row in compare()):
         print(line, flush=True)
 
 

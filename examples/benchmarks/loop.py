@@ -1,11 +1,12 @@
 """The chain against the model calls in it, and against diffusers' loop."""
 
-import importlib.util
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bundled import PIPE, chain
 from timing import Row, Rows, alternately, ready
 
 import repaint_jax as rp
@@ -15,33 +16,24 @@ FEATURES = 64  # of the small network
 
 def over_calls() -> Rows:
     """`inpaint` over the bundled network against as many bare calls of it in a scan."""
-    pipe = rp.RePaintPipeline.from_pretrained("bundled")
-    state = pipe.set_timesteps(num_model_calls=64)
-    mask = rp.masks.half(*pipe.image_shape[:2])[None]
     timesteps = jnp.linspace(999, 0, 64).astype(jnp.int32)
 
     @jax.jit
-    def bare(images: jax.Array) -> jax.Array:
+    def bare(params: Any, images: jax.Array) -> jax.Array:
         def call(images: jax.Array, timestep: jax.Array) -> tuple[jax.Array, None]:
-            return pipe.model_fn(pipe.params, images, timestep), None
+            return PIPE.model_fn(params, images, timestep), None
 
         return jax.lax.scan(call, images, timesteps)[0]
 
-    @jax.jit
-    def chain(images: jax.Array) -> jax.Array:
-        keys = jax.random.split(jax.random.key(0), len(images))
-        return rp.inpaint(state, pipe.model_fn, pipe.params, images, mask, keys)
-
+    inpaint = chain(64)
     for batch in (1, 8):
-        images = jnp.zeros((batch, *pipe.image_shape))
-        times = alternately(partial(ready, chain, images), partial(ready, bare, images))
+        arguments = PIPE.params, jnp.zeros((batch, *PIPE.image_shape))
+        times = alternately(partial(ready, inpaint, *arguments), partial(ready, bare, *arguments))
         yield Row(f"`inpaint`, 64 calls, batch {batch}", "its bare model calls", *times, "at most 1.02")
 
 
 def over_diffusers() -> Rows:
     """The paper's schedule with a small network, here and in diffusers' loop, with the same weights."""
-    if importlib.util.find_spec("diffusers") is None:
-        return
     import torch
     from diffusers import RePaintScheduler
 

@@ -1,6 +1,5 @@
 """A call of `UNet2D` against torch's, with the same weights, and against the machine's matrix products."""
 
-import importlib.util
 import json
 import tempfile
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bundled import PIPE
 from timing import Row, Rows, alternately, ready
 
 from repaint_jax.models import load_unet2d, nnx_model_fn
@@ -20,23 +20,21 @@ CIFAR10 = {  # google/ddpm-cifar10-32
     **{"up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]},
     **{"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6},
 }
-NETWORKS = {  # side of the images, batch sizes
-    "Fashion-MNIST (1.3 M)": (
-        json.loads((EXAMPLES / "fashion_mnist_unet.json").read_text()),
-        28,
-        (1, 4, 8),
-    ),
-    "emoji (2.5 M)": (json.loads((EXAMPLES / "emoji_unet.json").read_text()), 32, (1, 4, 8)),
+FASHION_MNIST, EMOJI, CELEBAHQ = (
+    json.loads((EXAMPLES / f"{name}_unet.json").read_text())
+    for name in ("fashion_mnist", "emoji", "celebahq")
+)
+NETWORKS = {  # configuration, side of the images, batch sizes
+    "Fashion-MNIST (1.3 M)": (FASHION_MNIST, 28, (1, 4, 8)),
+    "emoji (2.5 M)": (EMOJI, 32, (1, 4, 8)),
     "ddpm-cifar10 (36 M)": (CIFAR10, 32, (1, 4, 8)),
-    "emoji (2.5 M), larger images": (json.loads((EXAMPLES / "emoji_unet.json").read_text()), 128, (1, 4)),
-    "ddpm-celebahq (114 M)": (json.loads((EXAMPLES / "celebahq_unet.json").read_text()), 256, (1,)),
+    "emoji (2.5 M), larger images": (EMOJI, 128, (1, 4)),
+    "ddpm-celebahq (114 M)": (CELEBAHQ, 256, (1,)),
 }
 
 
 def over_torch() -> Rows:
     """`UNet2D` against the fastest of torch's ways to run the same network."""
-    if importlib.util.find_spec("diffusers") is None:
-        return
     import torch
     from diffusers import UNet2DModel
 
@@ -80,17 +78,13 @@ def over_torch() -> Rows:
 
 def over_matmul() -> Rows:
     """The rate of the bundled network's arithmetic against that of a large matrix product."""
-    from repaint_jax import RePaintPipeline
-
     size = 1024
     matrix = jnp.ones((size, size))
     product = jax.jit(jnp.dot)
-    pipe = RePaintPipeline.from_pretrained("bundled")
-    call = jax.jit(pipe.model_fn)
-    images = jnp.zeros((32, *pipe.image_shape))
-    compiled = call.lower(pipe.params, images, jnp.int32(500)).compile()
-    flops = compiled.cost_analysis()["flops"]
-    arguments = pipe.params, images, jnp.int32(500)
+    call = jax.jit(PIPE.model_fn)
+    images = jnp.zeros((32, *PIPE.image_shape))
+    arguments = PIPE.params, images, jnp.int32(500)
+    flops = call.lower(*arguments).compile().cost_analysis()["flops"]
     of_call, of_product, _ = alternately(
         partial(ready, call, *arguments), partial(ready, product, matrix, matrix)
     )

@@ -1,16 +1,14 @@
 """What happens before the first call: imports and compilation."""
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 
 import jax
 import jax.numpy as jnp
-from timing import Row, Rows, alternately, timed
-
-import repaint_jax as rp
+from bundled import PIPE, chain
+from timing import Row, Rows, alternately
 
 
 def imports() -> Rows:
@@ -25,15 +23,10 @@ def imports() -> Rows:
 
 def compilation() -> Rows:
     """Compile time over the number of calls."""
-    pipe = rp.RePaintPipeline.from_pretrained("bundled")
-    image, mask = jnp.zeros(pipe.image_shape), rp.masks.half(*pipe.image_shape[:2])
 
     def compile_chain(num_model_calls: int) -> None:
-        state = pipe.set_timesteps(num_model_calls=num_model_calls)
         jax.clear_caches()
-        jax.jit(rp.inpaint, static_argnums=1).lower(
-            state, pipe.model_fn, pipe.params, image, mask, jax.random.key(0)
-        ).compile()
+        chain(num_model_calls).lower(PIPE.params, jnp.zeros((1, *PIPE.image_shape))).compile()
 
     times = alternately(lambda: compile_chain(4096), lambda: compile_chain(64), seconds=20)
     yield Row("compilation of 4,096 calls", "of 64 calls", *times, "1")
@@ -44,18 +37,12 @@ def first_picture() -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "repaint_jax", "demo", "-o", f"{folder}/demo.png"]
 
-        def run(cache: dict[str, str]) -> float:
-            return timed(
-                lambda: subprocess.run(
-                    command, check=True, capture_output=True, env={**os.environ, **cache}
-                )
-            )
+        def run(**environment: str) -> None:
+            subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
 
         cache = {
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        run(cache)
-        pairs = [(run(cache), run({})) for _ in range(3)]
-    warm, cold = (statistics.median(times) for times in zip(*pairs, strict=True))
-    yield Row("`repaint-jax demo`, compilation cached", "not cached", warm, cold, warm / cold)
+        times = alternately(lambda: run(**cache), run, at_least=3)
+    yield Row("`repaint-jax demo`, compilation cached", "not cached", *times)

@@ -1,6 +1,5 @@
 """A picture from beginning to end, here and with diffusers' pipeline, with the same weights."""
 
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -17,8 +16,6 @@ CONFIG = json.loads((Path(__file__).parents[1] / "emoji_unet.json").read_text())
 
 def over_diffusers() -> Rows:
     """T = 50, j = r = 5 on both sides, and our default against diffusers' own."""
-    if importlib.util.find_spec("diffusers") is None:
-        return
     import torch
     from diffusers import RePaintPipeline, RePaintScheduler, UNet2DModel
 

@@ -5,7 +5,8 @@ Channels last, in Flax NNX. Attribute names are those of diffusers' state dict, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ class ResnetBlock2D(nnx.Module):
         out_channels: int,
         *,
         scale: float = 1.0,
-        resample: Callable[[jax.Array], jax.Array] | None = None,
+        resample: Literal["up", "down"] | None = None,
         rngs: nnx.Rngs,
     ):
         self.scale_shift = c.resnet_time_scale_shift == "scale_shift"
@@ -145,9 +146,9 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         h = jax.nn.silu(self.norm1(x))
-        if self.resample is upsampled:
+        if self.resample == "up":
             x, h = upsampled(x), convolve_upsampled(self.conv1, h)
-        elif self.resample is downsampled:
+        elif self.resample == "down":
             x, h = downsampled(x), self.conv1(downsampled(h))
         else:
             h = self.conv1(h)
@@ -256,9 +257,7 @@ class DownBlock(nnx.Module):
         )
         downsamplers: list[nnx.Module] = []
         if by_resnet and not last:
-            downsamplers.append(
-                ResnetBlock2D(c, out_channels, out_channels, resample=downsampled, rngs=rngs)
-            )
+            downsamplers.append(ResnetBlock2D(c, out_channels, out_channels, resample="down", rngs=rngs))
         elif not last:
             downsamplers.append(Downsample2D(out_channels, c.downsample_padding, rngs=rngs))
         self.downsamplers = nnx.List(downsamplers)
@@ -328,7 +327,7 @@ class UpBlock(nnx.Module):
         )
         upsamplers: list[nnx.Module] = []
         if by_resnet and not last:
-            upsamplers.append(ResnetBlock2D(c, out_channels, out_channels, resample=upsampled, rngs=rngs))
+            upsamplers.append(ResnetBlock2D(c, out_channels, out_channels, resample="up", rngs=rngs))
         elif not last:
             upsamplers.append(Upsample2D(out_channels, rngs=rngs))
         self.upsamplers = nnx.List(upsamplers)
