@@ -211,9 +211,11 @@ def build_page(
                     gr.Number(1.0, label="eta, share of DDPM's noise"),
                 ]
 
-        painting.clear(as_painting, picture, painting, show_progress="hidden")
-        example.select(choose_example, None, [picture, painting], show_progress="hidden")
-        upload_button.upload(upload, upload_button, [picture, painting], show_progress="hidden")
+        # Private: they serve this page, not clients of its own. `RePaintPipeline` is for programs.
+        quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
+        painting.clear(as_painting, picture, painting, **quietly)
+        example.select(choose_example, None, [picture, painting], **quietly)
+        upload_button.upload(upload, upload_button, [picture, painting], **quietly)
         filling = fill_button.click(
             fill_prepared,
             [picture, painting, calls, samples, seed, class_label, own_schedule, *own_settings],
@@ -221,14 +223,15 @@ def build_page(
             show_progress="minimal",
             show_progress_on=progress,
             concurrency_limit=1,  # a chain takes all of the machine
+            api_visibility="private",
         )
         # Said in an event of its own, after whatever the cancelled one had still to show.
-        stop_button.click(None, cancels=filling, queue=False).then(
+        stop_button.click(None, cancels=filling, queue=False, api_visibility="private").then(
             lambda: "Stopped. The pictures are predictions on the way, not results.",
             None,
             progress,
             queue=False,
-            show_progress="hidden",
+            **quietly,
         )
     page.queue(max_size=MAX_WAITING)
     return page

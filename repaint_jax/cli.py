@@ -2,18 +2,17 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from repaint_jax import __version__
+from repaint_jax import __version__, masks
 
 DEMO_SAMPLES = 3
 
-# As in masks.NAMES: help must not wait for JAX to be imported.
 _RESUMED = ("evaluate", "folder", "train")  # the same command goes on where it was stopped
-_MASK_NAMES = ("half", "expand", "alternating_lines", "super_resolution", "wide", "narrow")
 _SETTING_HELP = (
     "a number of model calls, STEPS/JUMP_LENGTH/JUMP_N_SAMPLE or the same with /ETA (1 otherwise), "
     "'paper' or 'diffusers'"
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = _parser().parse_args(arguments)
     try:
-        from repaint_jax import commands  # not before the words are known to be right: it imports JAX
+        from repaint_jax import commands  # not before the words are known to be right: it imports much
 
         return getattr(commands, options.command)(options)
     except (
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RuntimeError,
     ) as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"repaint-jax {options.command}: {message}", file=sys.stderr)
+        print(f"repaint-jax {options.command}: {_with_options(message, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         how_on = "; the same command goes on" if options.command in _RESUMED else ""
@@ -47,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(file=sys.stderr)  # below the progress bar
         print(f"repaint-jax {options.command}: interrupted{how_on}", file=sys.stderr, flush=True)
         os._exit(130)  # at once: threads that compute cannot be stopped, and no file is ever half-written
+
+
+def _with_options(message: str, options: argparse.Namespace) -> str:
+    """Name options in a message as they are typed, where it names them as Python's arguments."""
+    arguments = "|".join(options.option_of)
+    return re.sub(
+        rf"(?<![\w-])(?<!the )({arguments})(?= (?:is|are)\b|=)|`({arguments})`",
+        lambda found: options.option_of[found[1] or found[2]],
+        message,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MASK",
         help="picture whose white part is kept and whose black part is inpainted; or 'alpha' (what is "
         "transparent in IMAGE is inpainted), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (a copy "
-        f"of IMAGE that was painted over), or a mask of the paper: {', '.join(_MASK_NAMES)}",
+        f"of IMAGE that was painted over), or a mask of the paper: {', '.join(masks.NAMES)}",
     )
     inpaint.add_argument("--invert-mask", action="store_true", help="white inpaints and black keeps")
     inpaint.add_argument(
@@ -199,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SETTING",
         help=f"{_SETTING_HELP}; the first is what the others are compared with",
     )
-    evaluate.add_argument("--masks", nargs="+", default=list(_MASK_NAMES), metavar="MASK", help="of these")
+    evaluate.add_argument("--masks", nargs="+", default=list(masks.NAMES), metavar="MASK", help="of these")
     evaluate.add_argument(
         "--num-images",
         nargs="+",
@@ -255,7 +264,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--init-model", help="go on from the weights of this model, given as --model")
     train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
     train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
-    train.add_argument("--train-steps", type=int, default=20_000, help="optimiser steps")
+    train.add_argument(
+        "--train-steps", type=int, dest="num_steps", default=20_000, metavar="N", help="optimiser steps"
+    )
     train.add_argument("--batch-size", type=int, default=32, help="pictures a step")
     train.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
     train.add_argument("--warmup-steps", type=int, default=500, help="up to --learning-rate")
@@ -266,6 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
     train.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps")
     train.add_argument("--seed", type=int, default=0, help="of everything random")
+    for command in commands.choices.values():
+        spelled = {action.dest: action.option_strings for action in command._actions}
+        command.set_defaults(option_of={name: options[-1] for name, options in spelled.items() if options})
     return parser
 
 

@@ -28,7 +28,7 @@ from repaint_jax.images import (
 )
 from repaint_jax.models import UNet2DConfig
 from repaint_jax.pipeline import RePaintPipeline
-from repaint_jax.plots import inpainting_grid
+from repaint_jax.plots import inpainting_grid, show_hole
 from repaint_jax.previews import calls_to_show, save_previews
 from repaint_jax.schedule_plot import draw_schedule
 from repaint_jax.score_tables import read_scores, write_tables
@@ -108,7 +108,8 @@ def inpaint(options: argparse.Namespace) -> int:
         save_picture(picture, output)
         print(f"wrote {output}")
     if options.preview is not None:
-        save_previews(options.preview, calls, made.previews, made.images)
+        masked = show_hole(image_to_array(image, pipe.image_shape), mask_to_array(mask, pipe.image_shape))
+        save_previews(options.preview, masked, calls, made.previews, made.images)
         print(f"wrote {options.preview}")
     return 0
 
@@ -281,7 +282,7 @@ def train(options: argparse.Namespace) -> int:
     from repaint_jax.training import TrainingConfig, train_unet2d  # brings Orbax, which is slow to import
 
     config = TrainingConfig(
-        num_steps=options.train_steps,
+        num_steps=options.num_steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
@@ -357,7 +358,7 @@ def _check_output(option: str, path: Path) -> None:
     """Refuse an output that cannot be written before anything is computed."""
     Image.init()
     if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{option} is {path}, expected a picture's name such as out.png")
+        raise ValueError(f"{option} is {path}, expected a picture's name such as out.png, .jpg or .webp")
     if not path.parent.is_dir():
         raise ValueError(f"{option} is {path}, but the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

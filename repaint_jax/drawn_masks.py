@@ -23,6 +23,9 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
         image: the picture to inpaint.
         key: of a random mask.
         invert: white inpaints and black keeps.
+
+    Raises:
+        ValueError: the words describe no mask, or one without a hole.
     """
     kind, _, value = words.partition("=")
     if words == "alpha":
@@ -43,7 +46,12 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
             f"{words} does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM, painted=PATH "
             f"or one of {', '.join(masks.NAMES)}"
         )
-    return ImageOps.invert(mask.convert("L")) if invert else mask
+    mask = ImageOps.invert(mask.convert("L")) if invert else mask.convert("L")
+    if np.asarray(mask).min() >= 128:
+        raise ValueError(
+            f"mask is {words}, which keeps every pixel, expected one that leaves some to inpaint"
+        )
+    return mask
 
 
 def transparent(image: Image.Image) -> Image.Image:

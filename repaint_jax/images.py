@@ -25,6 +25,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path} is not a picture that can be read") from None
     except (Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
+    if _is_deep(image):
+        raise ValueError(f"{path} has mode {image.mode}, expected 8 bits per channel")
     return image
 
 
@@ -89,8 +91,12 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     return (array >= 0.5).astype(np.float32)
 
 
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
 def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
+    if _is_deep(image):
         raise ValueError(f"{name} has mode {image.mode}, expected 8 bits per channel")
     return image.convert(mode)
 

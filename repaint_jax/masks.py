@@ -63,7 +63,7 @@ def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
         return _FIXED[name](height, width)
     if name in _RANDOM:
         return _RANDOM[name](height, width, key)
-    raise ValueError(f"name is {name!r}, expected one of {', '.join(NAMES)}")
+    raise ValueError(f"mask name is {name!r}, expected one of {', '.join(NAMES)}")
 
 
 def feather(mask: jax.Array, radius: int) -> jax.Array:

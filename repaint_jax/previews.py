@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from repaint_jax.files import whole_file
 from repaint_jax.plots import tile
 
-_COLUMNS, _FRAMES = 10, 48
-_FRAME_MS, _LAST_FRAME_MS = 80, 2000
+_COLUMNS, _FRAMES = 10, 48  # besides the picture with its hole and the result
+_FIRST_FRAME_MS, _FRAME_MS, _LAST_FRAME_MS = 800, 80, 2000
 
 
 def calls_to_show(path: Path, num_model_calls: int) -> tuple[int, ...]:
@@ -22,20 +23,23 @@ def calls_to_show(path: Path, num_model_calls: int) -> tuple[int, ...]:
 
 def save_previews(
     path: Path,
+    masked: NDArray[np.uint8],
     calls: Sequence[int],
     previews: Sequence[Sequence[Image.Image]],
     results: Sequence[Image.Image],
 ) -> None:
-    """Write a picture with a row for each result and a column a call; a .gif has a frame a call.
+    """Write a picture with a row for each result and a column for each call; a .gif has a frame for each.
 
     Args:
         path: the picture.
+        masked: [H, W, 3], the picture with its hole, which comes first.
         calls: [n] numbers of model calls, from 0.
         previews: [n][num_results], what was predicted at these calls.
         results: [num_results], which come last.
     """
-    steps = [[np.asarray(picture.convert("RGB")) for picture in step] for step in [*previews, results]]
-    titles = [*(f"call {call + 1}" for call in calls), "result"]
+    predicted = [[np.asarray(picture.convert("RGB")) for picture in step] for step in [*previews, results]]
+    steps = [[masked] * len(results), *predicted]
+    titles = ["masked", *(f"call {call + 1}" for call in calls), "result"]
     if path.suffix.lower() != ".gif":
         pictures = [tile(list(zip(*steps, strict=True)), titles)]
     else:
@@ -44,7 +48,7 @@ def save_previews(
     animation = {
         "save_all": True,
         "append_images": others,
-        "duration": [_FRAME_MS] * len(others) + [_LAST_FRAME_MS],
+        "duration": [_FIRST_FRAME_MS, *[_FRAME_MS] * len(calls), _LAST_FRAME_MS],
         "loop": 0,
     }
     with whole_file(path) as unfinished:

@@ -83,9 +83,9 @@ def test_preview_shows_the_calls_on_the_way_to_the_result(model_folder, folder, 
         assert capsys.readouterr().out.splitlines()[-1] == f"wrote {preview}"
     tile, margin = 12 * 8 + 6, 6  # pictures of 8 pixels, 12 times enlarged
     grid, animation = Image.open(folder / "how.png"), Image.open(folder / "how.gif")
-    assert grid.size == (margin + 6 * tile, 24 + 2 * tile), "five calls and the result"
-    assert (animation.n_frames, animation.size) == (6, (margin + 2 * tile, 24 + tile))
-    left = margin + 5 * tile
+    assert grid.size == (margin + 7 * tile, 24 + 2 * tile), "the hole, five calls and the result"
+    assert (animation.n_frames, animation.size) == (7, (margin + 2 * tile, 24 + tile))
+    left = margin + 6 * tile
     last = grid.crop((left, 24, left + 96, 24 + 96)).resize((8, 8), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(np.asarray(last)[..., 0], pixels(folder / "out-1.png"))
 
@@ -111,6 +111,12 @@ def test_pictures_of_another_size_are_resized_on_request(model_folder, folder, c
     assert pixels(folder / "out.png").shape == (8, 8)
 
 
+def test_picture_of_more_than_8_bits_is_refused_by_its_name(model_folder, folder, capsys) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "image.png")
+    assert inpaint(model_folder, folder) == 2
+    assert "image.png has mode I;16, expected 8 bits per channel" in only_line(capsys)
+
+
 def test_mask_may_be_a_box_and_inverted(model_folder, folder) -> None:
     assert inpaint(model_folder, folder, "--invert-mask", mask="box=2,0,8,8") == 0
     same = pixels(folder / "out.png") == pixels(folder / "image.png")
@@ -127,21 +133,21 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--steps", "0"], "num_inference_steps is 0, expected an integer of at least 1"),
-        (["--steps", "-3"], "num_inference_steps is -3, expected an integer of at least 1"),
-        (["--steps", "1001"], "num_inference_steps is 1001, expected at most num_train_timesteps=1000"),
-        (["--jump-length", "0"], "jump_length is 0, expected an integer of at least 1"),
-        (["--jump-length", "3"], "jump_length is 3, expected less than num_inference_steps=3"),
-        (["--jump-n-sample", "0"], "jump_n_sample is 0, expected an integer of at least 1"),
+        (["--steps", "0"], "--steps is 0, expected an integer of at least 1"),
+        (["--steps", "-3"], "--steps is -3, expected an integer of at least 1"),
+        (["--steps", "1001"], "--steps is 1001, expected at most num_train_timesteps=1000"),
+        (["--jump-length", "0"], "--jump-length is 0, expected an integer of at least 1"),
+        (["--jump-length", "3"], "--jump-length is 3, expected less than --steps=3"),
+        (["--jump-n-sample", "0"], "--jump-n-sample is 0, expected an integer of at least 1"),
         (
             ["--model-calls", "64"],
-            "num_model_calls is 64 and num_inference_steps is 3, expected only one of them",
+            "--model-calls is 64 and --steps is 3, expected only one of them",
         ),
-        (["--eta", "2"], "eta is 2.0, expected a number in [0, 1]"),
-        (["--eta", "nan"], "eta is nan, expected a number in [0, 1]"),
-        (["--num-samples", "0"], "num_samples is 0, expected an integer of at least 1"),
-        (["--eta", "-0.1"], "eta is -0.1, expected a number in [0, 1]"),
-        (["--seed", str(2**70)], f"seed is {2**70}, expected"),
+        (["--eta", "2"], "--eta is 2.0, expected a number in [0, 1]"),
+        (["--eta", "nan"], "--eta is nan, expected a number in [0, 1]"),
+        (["--num-samples", "0"], "--num-samples is 0, expected an integer of at least 1"),
+        (["--eta", "-0.1"], "--eta is -0.1, expected a number in [0, 1]"),
+        (["--seed", str(2**70)], f"--seed is {2**70}, expected"),
         (["--model", "empty"], "empty"),
         (["--model", "image.png"], "image.png is "),
         (["--model", "missing/folder"], "missing/folder"),
@@ -149,7 +155,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--classifier", "missing/folder"], "missing/folder is n"),
         (["--classifier", "missing.pt"], "missing.pt is not a file"),
         (["--class-label", "1"], "class_labels is [1], but the model is not class-conditional"),
-        (["--guidance-scale", "2"], "guidance_scale is 2.0, but there is nothing to guide"),
+        (["--guidance-scale", "2"], "--guidance-scale is 2.0, but there is nothing to guide"),
         (["--preview", "missing/how.gif"], "--preview is missing/how.gif, but the folder missing does not"),
         (["--preview", "how.txt"], "--preview is how.txt, expected a picture's name"),
         (["--compare", "8"], "--compare is 8, expected it without --preview and without another schedule"),
@@ -391,7 +397,7 @@ def test_inpaint_refuses_a_budget_that_is_too_small(model_folder, folder, capsys
     words = ["inpaint", "image.png", "mask.png", "-o", "out.png", "--model", str(model_folder)]
     with contextlib.chdir(folder):
         assert cli.main([*words, "--model-calls", "7"]) == 2
-    assert only_line(capsys).endswith("num_model_calls is 7, expected an integer of at least 8")
+    assert only_line(capsys).endswith("--model-calls is 7, expected an integer of at least 8")
     assert not (folder / "out.png").exists()
 
 

@@ -78,16 +78,21 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
         ("painted=small.png", r"the painted picture is of size \(1, 1\), expected the picture's \(6, 4\)"),
         ("painted=nowhere.png", "nowhere.png does not exist"),
         ("halves", "halves does not exist"),
+        (
+            "white.png",
+            "mask is white.png, which keeps every pixel, expected one that leaves some to inpaint",
+        ),
     ],
 )
 def test_what_is_no_mask_is_refused(picture, tmp_path: Path, monkeypatch, words: str, message: str):
     monkeypatch.chdir(tmp_path)
     picture.save("same.png")
     Image.new("L", (1, 1)).save("small.png")
+    Image.new("L", (6, 4), 255).save("white.png")
     with pytest.raises(ValueError, match=message):
         read_mask(words, picture, KEY)
 
 
 def test_names_that_are_unknown_are_refused():
-    with pytest.raises(ValueError, match="name is 'halves', expected one of half, expand"):
+    with pytest.raises(ValueError, match="mask name is 'halves', expected one of half, expand"):
         masks.by_name("halves", 4, 6, KEY)

@@ -292,15 +292,15 @@ def test_an_output_that_is_a_file_is_refused_at_once(model_folder, photos, tmp_p
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--masks", "whole"], "name is 'whole', expected one of half"),
+        (["--masks", "whole"], "mask name is 'whole', expected one of half"),
         (["--settings", "many"], "setting is 'many', expected a number of model calls"),
         (["--num-images", "0"], "--num-images is 0, expected a number of at least 1"),
         (
             ["--settings", "8", "9", "10", "--num-images", "1", "2"],
             "expected a number of at least 1, or one for",
         ),
-        (["--num-samples", "1"], "num_samples is 1, expected at least 2"),
-        (["--seed", "-1"], "seed is -1"),
+        (["--num-samples", "1"], "--num-samples is 1, expected at least 2"),
+        (["--seed", "-1"], "--seed is -1"),
         (["--scores", "nowhere.csv"], "nowhere.csv"),
         (
             ["--scores", __file__],
