@@ -80,7 +80,7 @@ def inpaint(
         mask: 1 keeps the pixel, 0 inpaints it, values between blend; floating, of the image's rank,
             each axis equal or 1.
         key: a key; or a vector of B keys, then the leading axis is a batch, and image i depends on
-            key[i] alone.
+            key[i] alone (of JAX's "rbg" keys, on the whole vector: a batch of them draws from the first).
         initial_sample: what to start from, of the image's shape; standard Gaussian noise where None.
         preview_calls: model calls, of 0..num_model_calls-1, whose `pred_original_sample` to keep.
         progress: called on the host as `progress(calls_done)` after each model call.

@@ -104,3 +104,14 @@ def test_the_model_is_traced_once(model, name) -> None:
 
     lowered(name, counted, params)
     assert len(traces) == 1
+
+
+def test_a_donated_start_is_overwritten_by_the_result() -> None:
+    def model_fn(params, sample, timestep):
+        return sample
+
+    state = rp.set_timesteps_for_budget(rp.create_state(), 8)
+    chain = jax.jit(rp.inpaint, static_argnames="model_fn", donate_argnames="initial_sample")
+    arguments = state, model_fn, None, IMAGES, MASK, jax.random.key(0)
+    compiled = chain.lower(*arguments, initial_sample=IMAGES).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes == IMAGES.nbytes

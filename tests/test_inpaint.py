@@ -185,6 +185,16 @@ def test_equal_keys_give_equal_results_and_old_style_keys_are_taken(state, image
     assert np.abs(first - other).max() > 0.01
 
 
+def test_rbg_keys_draw_for_each_image(state, images, masks):
+    for key in (
+        jax.random.key(0, impl="rbg"),
+        jax.random.split(jax.random.key(0, impl="rbg"), len(images)),
+    ):
+        filled = rp.inpaint(state, model_fn, PARAMS, jnp.zeros_like(images), masks[:1], key)
+        assert np.all(filled[np.broadcast_to(masks[:1], images.shape) == 1] == 0)
+        assert len(np.unique(filled, axis=0)) == len(images)
+
+
 def test_old_style_key_vectors_are_taken(state, images, masks, keys, one_by_one):
     result = rp.inpaint(state, model_fn, PARAMS, images, masks, jax.random.key_data(keys))
     np.testing.assert_allclose(result, one_by_one, atol=1e-5)
