@@ -255,7 +255,7 @@ def test_finished_run_is_exported_again_without_a_step(finished_run, capsys) -> 
 def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     assert cli.main(command(finished_run, learning_rate=0.5)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "learning_rate=0.001" in message
+    assert "--learning-rate=0.001" in message
     assert "0.5" in message
 
 
@@ -290,13 +290,13 @@ def test_run_from_a_model_refuses_another_prediction_and_another_architecture(
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"train_steps": 0}, "num_steps is 0, expected an integer of at least 1"),
-        ({"batch_size": 13}, "batch_size is 13, but there are only 12 images"),
-        ({"image_size": 0}, "image_size is 0, expected an integer of at least 1"),
+        ({"train_steps": 0}, "--train-steps is 0, expected an integer of at least 1"),
+        ({"batch_size": 13}, "--batch-size is 13, but there are only 12 images"),
+        ({"image_size": 0}, "--image-size is 0, expected an integer of at least 1"),
         ({"image_size": 16}, "images have shape (16, 16, 1), expected the model's (8, 8, 1)"),
-        ({"checkpoint_every": 0}, "checkpoint_every is 0, expected an integer of at least 1"),
+        ({"checkpoint_every": 0}, "--checkpoint-every is 0, expected an integer of at least 1"),
         ({"unet_config": "missing.json"}, "missing.json"),
-        ({"prediction_type": "noise"}, "prediction_type is 'noise', expected one of"),
+        ({"prediction_type": "noise"}, "--prediction-type is 'noise', expected one of"),
     ],
 )
 def test_command_refuses_in_one_line_and_leaves_no_folder(
