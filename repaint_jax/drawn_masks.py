@@ -46,7 +46,9 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
             f"{words} does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM, painted=PATH "
             f"or one of {', '.join(masks.NAMES)}"
         )
-    mask = ImageOps.invert(mask.convert("L")) if invert else mask.convert("L")
+    mask = mask.convert("L")
+    if invert:
+        mask = ImageOps.invert(mask)
     if np.asarray(mask).min() >= 128:
         raise ValueError(
             f"mask is {words}, which keeps every pixel, expected one that leaves some to inpaint"

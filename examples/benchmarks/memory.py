@@ -12,8 +12,8 @@ def temporary_bytes() -> Rows:
     """The chain's against a model call's, and over the number of calls."""
     arguments = PIPE.params, jnp.zeros((8, *PIPE.image_shape))
 
-    def of(function: Any, *arguments: Any) -> int:
-        return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    def of(function: Any, *given: Any) -> int:
+        return function.lower(*given).compile().memory_analysis().temp_size_in_bytes
 
     call = of(jax.jit(PIPE.model_fn), *arguments, jnp.int32(0))
     short, long = of(chain(64), *arguments), of(chain(4096), *arguments)
