@@ -9,12 +9,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image, ImageChops
 
-from repaint_jax.checks import check_int
 from repaint_jax.images import open_image, resize_together
+from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.pipeline import DEFAULT_MODEL_CALLS, RePaintPipeline
 from repaint_jax.pretrained import BUNDLED, bundled_folder
 
@@ -312,9 +311,7 @@ def fill(
     if picture is None:
         raise ValueError("there is no picture: upload one")
     mask = mask_of(painting, pipe.image_shape)
-    check_int("seed", seed, 0)
-    if seed >= 2**32:
-        raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
+    check_seed(seed)
     schedule: dict[str, Any] = {"num_model_calls": num_model_calls}
     if own_schedule:
         schedule = {
@@ -331,7 +328,7 @@ def fill(
         picture,
         mask,
         **schedule,
-        key=jax.random.key(seed),
+        key=seed_key(seed),
         num_samples=num_samples,
         class_labels=class_label if pipe.is_class_conditional else None,
     )
@@ -361,7 +358,7 @@ def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
     options: dict[str, Any] = {"class_labels": 0 if pipe.is_class_conditional else None}
     try:
         with suppress(Exception):  # which the first chain meets again, and shows
-            next(pipe.watch(picture, hole, key=jax.random.key(0), num_samples=DEFAULT_SAMPLES, **options))
+            next(pipe.watch(picture, hole, key=seed_key(0), num_samples=DEFAULT_SAMPLES, **options))
     finally:
         prepared.set()
 

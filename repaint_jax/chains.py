@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from repaint_jax.files import whole_file
 from repaint_jax.inpaint import ChainCarry, continue_chain, start_chain
+from repaint_jax.keys import keys_of_data
 from repaint_jax.scheduler import RePaintSchedulerState
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as XLA says it, now and in earlier versions
@@ -60,7 +61,7 @@ class ChainRunner:
     def __call__(
         self, name: str, images: NDArray[np.float32], masks: NDArray[np.float32], keys: NDArray[np.uint32]
     ) -> NDArray[np.float32]:
-        """Inpaint images [batch_size, H, W, C]; keys are [batch_size, ...], the data of typed keys.
+        """Inpaint images [batch_size, H, W, C]; keys are [batch_size, 2], the data of `seed_key`s.
 
         Unfinished chains are saved under `name` and a digest of the arrays: where these have changed, a
         chain starts anew.
@@ -104,7 +105,7 @@ class ChainRunner:
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
             image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
-            arguments = *self._models[rows, device], image, mask, jax.random.wrap_key_data(key)
+            arguments = *self._models[rows, device], image, mask, keys_of_data(key)
             parts.append(self._chain(name, *arguments))
         return np.concatenate(parts)[: len(images)]
 

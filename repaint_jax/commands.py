@@ -26,6 +26,7 @@ from repaint_jax.images import (
     save_picture,
     uint8_to_array,
 )
+from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.models import UNet2DConfig
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid, show_hole
@@ -44,7 +45,7 @@ def demo(options: argparse.Namespace) -> int:
     paths = sorted((pretrained.bundled_folder() / "images").glob("*.png"))
     images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in paths])
     height, width, _ = pipe.image_shape
-    wide_key, narrow_key = jax.random.split(jax.random.key(6))
+    wide_key, narrow_key = jax.random.split(seed_key(6))
     holes = {
         "Half": masks.half(height, width),
         "Wide": masks.wide(height, width, wide_key),
@@ -84,9 +85,8 @@ def inpaint(options: argparse.Namespace) -> int:
             f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
             "another schedule"
         )
-    _check_seed(options.seed)
     image = open_image(options.image)
-    mask = read_mask(options.mask, image, jax.random.key(options.seed), invert=options.invert_mask)
+    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )
@@ -146,7 +146,7 @@ def app(options: argparse.Namespace) -> int:
 
 def folder(options: argparse.Namespace) -> int:
     """Inpaint a folder of pictures."""
-    _check_seed(options.seed)
+    check_seed(options.seed)
     process_index, process_count = _join_processes(options)
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
@@ -238,7 +238,7 @@ def schedule(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score settings on pictures whose holes are known."""
-    _check_seed(options.seed)
+    check_seed(options.seed)
     _check_folder("--output", options.output)
     counts = options.num_images * (len(options.settings) if len(options.num_images) == 1 else 1)
     if len(counts) != len(options.settings) or min(counts) < 1:
@@ -315,7 +315,6 @@ def _run_pipeline(
     **arguments: Any,
 ) -> Any:
     """Call a pipeline with a progress bar of its model calls."""
-    _check_seed(options.seed)
     num_model_calls = pipe.set_timesteps(**schedule).num_model_calls
     bar = None
 
@@ -330,7 +329,7 @@ def _run_pipeline(
             image,
             mask,
             **schedule,
-            key=jax.random.key(options.seed),
+            key=seed_key(options.seed),
             num_samples=options.num_samples,
             progress=progress,
             **arguments,
@@ -343,11 +342,6 @@ def _run_pipeline(
 def _interruptibly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call in another thread: a chain that runs does not notice Ctrl-C, waiting for it does."""
     return ThreadPoolExecutor(1).submit(call, *arguments, **options).result()
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
 
 
 def _schedule(options: argparse.Namespace) -> dict[str, Any]:

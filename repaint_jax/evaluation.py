@@ -16,6 +16,7 @@ from tqdm import tqdm
 from repaint_jax import lpips, masks
 from repaint_jax.files import whole_file
 from repaint_jax.images import save_picture
+from repaint_jax.keys import seed_key
 from repaint_jax.metrics import diversity, energy_score, rmse_of_mean
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid
@@ -63,7 +64,7 @@ def batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[Ba
     for start in range(0, len(images), _IMAGES_PER_BATCH):
         chosen = images[start : start + _IMAGES_PER_BATCH]
         numbers = start + jnp.arange(len(chosen))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(seed_key(seed), numbers)
         for name in mask_names:
             holes = np.stack([masks.by_name(name, height, width, key) for key in keys])
             yield Batch(name, start, chosen, holes, keys)

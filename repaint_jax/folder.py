@@ -41,6 +41,7 @@ from repaint_jax.images import (
     resize_together,
     save_picture,
 )
+from repaint_jax.keys import seed_key
 from repaint_jax.pipeline import RePaintPipeline
 
 LONGEST_NAME = 255  # bytes, of a file
@@ -53,7 +54,7 @@ class Batch(NamedTuple):
     results: Sequence[Result]
     images: NDArray[np.float32]  # [batch_size, H, W, C]
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
-    keys: NDArray[np.uint32]  # [batch_size, ...], a key's data for each row
+    keys: NDArray[np.uint32]  # [batch_size, 2], a key's data for each row
     failures: dict[str, str]  # why a picture cannot be used, by its name
     missing: Sequence[int]  # rows whose results are still to be made
 
@@ -164,7 +165,7 @@ def inpaint_folder(
         (number, batch) for number, batch in batches if not all(is_there(result.path) for result in batch)
     ]
 
-    load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, jax.random.key(seed))
+    load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, seed_key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)

@@ -4,6 +4,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from repaint_jax.checks import check_int
+
+_IMPLEMENTATION = "threefry2x32"
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed."""
+    check_int("seed", seed, 0)
+    if seed >= 2**32:
+        raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
+
+
+def seed_key(seed: int) -> jax.Array:
+    """Make a key of JAX's usual kind, even where another is its default.
+
+    With the others a picture's noise can depend on the batch that it is in, and results on the environment.
+    """
+    check_seed(seed)
+    return jax.random.key(seed, impl=_IMPLEMENTATION)
+
+
+def keys_of_data(data: jax.Array) -> jax.Array:
+    """Return the keys of `seed_key`'s kind whose data these are."""
+    return jax.random.wrap_key_data(data, impl=_IMPLEMENTATION)
+
 
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Draw standard Gaussians; a vector of keys gives each entry of the leading axis its own stream."""

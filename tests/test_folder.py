@@ -227,6 +227,16 @@ def test_an_empty_result_is_made_again(pipe, work, unbroken):
     assert files_below(work / "unbroken") == unbroken
 
 
+def test_results_do_not_depend_on_the_default_kind_of_keys(pipe, work, unbroken):
+    usual = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "rbg")  # of all threads, as in the environment
+    try:
+        run(pipe, work, "rbg")
+    finally:
+        jax.config.update("jax_default_prng_impl", usual)
+    assert files_below(work / "rbg") == unbroken
+
+
 def test_processes_share_the_work(pipe, work, unbroken):
     for index in range(3):
         run(pipe, work, "shared", process_index=index, process_count=3)
@@ -495,7 +505,7 @@ TWO = ("--num-processes", 2, "--process-id")
             ("--coordinator", "localhost:1"),
             "--coordinator is localhost:1, expected --num-processes and --process-id with it",
         ),
-        (("--seed", -1), "--seed is -1, expected an integer from 0 to 2**32 - 1"),
+        (("--seed", -1), "--seed is -1, expected an integer of at least 0"),
     ],
 )
 def test_options_that_do_not_fit(model_folder, work, options, message, capsys):
