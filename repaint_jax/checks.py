@@ -28,6 +28,10 @@ def check_callable(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a function")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{name} is an unhashable {type(value).__name__}, expected a function") from None
 
 
 def working_dtype(dtype: Any) -> Any:

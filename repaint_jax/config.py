@@ -27,6 +27,8 @@ _CHOICES = {
     "jump_schedule": ("diffusers", "paper"),
 }
 
+_SCHEDULERS_WITH_BETAS = ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler")
+
 # DDPMScheduler's names for variances that differ only in the rounding of their logarithm.
 _VARIANCE_ALIASES = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
 
@@ -149,7 +151,7 @@ class RePaintSchedulerConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote, or another diffusers scheduler's config; unknown keys are ignored."""
         class_name = config.get("_class_name", "RePaintScheduler")
-        if class_name != "RePaintScheduler" and "beta_schedule" not in config:
+        if class_name not in _SCHEDULERS_WITH_BETAS and "beta_schedule" not in config:
             raise ValueError(
                 f"the scheduler's config is of a {class_name}, expected a scheduler with betas such as "
                 "RePaintScheduler, DDPMScheduler or DDIMScheduler"
@@ -159,6 +161,8 @@ class RePaintSchedulerConfig:
                 raise ValueError(f"{name} is {config[name]!r}, expected false: it is not supported")
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in config.items() if name in names}
+        if config.get("predict_epsilon") is False:  # in files of before there was prediction_type
+            known.setdefault("prediction_type", "sample")
         if known.get("variance_type") in _VARIANCE_ALIASES:
             known["variance_type"] = _VARIANCE_ALIASES[known["variance_type"]]
         return cls(**known)

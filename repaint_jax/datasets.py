@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
     try:
         data = gzip.decompress(path.read_bytes())
         magic, count, height, width = struct.unpack_from(">4i", data)
-    except (EOFError, OSError, struct.error) as error:
+    except (EOFError, OSError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} is not a whole idx.gz file: {error}") from None
     if magic != 2051:
         raise ValueError(f"{path} is not an idx file of images: magic number {magic}, expected 2051")

@@ -45,8 +45,7 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
     channels = image_shape[-1]
     if isinstance(image, Image.Image):
         image = _converted("image", image, PIL_MODES[channels])
-    array = np.asarray(image)
-    _check_picture("image", array, image)
+    array = _as_array("image", image)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape != image_shape:
@@ -73,8 +72,7 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     """
     if isinstance(mask, Image.Image):
         mask = _converted("mask", mask, "L")
-    array = np.asarray(mask)
-    _check_picture("mask", array, mask)
+    array = _as_array("mask", mask)
     if array.ndim == 2:
         array = array[..., None]
     expected = (*image_shape[:2], 1)
@@ -101,9 +99,13 @@ def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _check_picture(name: str, array: NDArray[Any], value: Any) -> None:
+def _as_array(name: str, value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":  # which NumPy does not take for a floating dtype
+        array = array.astype(np.float32)
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise TypeError(f"{name} is {value!r}, expected a PIL image or an array of numbers")
+    return array
 
 
 def resize_together(

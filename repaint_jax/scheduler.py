@@ -302,6 +302,7 @@ def step(
     row = _row(state, timestep)
     check_image_and_mask(original_image, mask)
     check_like_image("sample", sample, original_image)
+    sample = jnp.asarray(sample)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
@@ -355,6 +356,7 @@ def budget_step(
     check_image_and_mask(original_image, mask)
     check_like_image("sample", sample, original_image)
     check_like_image("previous_noise", previous_noise, original_image)
+    sample = jnp.asarray(sample)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     row = jax.tree.map(lambda field: field[call], schedule)
     prev_sample, pred_original_sample = correlated_transition(
@@ -377,6 +379,7 @@ def undo_step(
         key: a key, or a vector of keys, one for each entry of the leading axis.
     """
     check_floating("sample", sample)
+    sample = jnp.asarray(sample)
     dtype = working_dtype(sample.dtype)
     variance = jnp.asarray(_row(state, timestep).undo_variance, dtype)
     z = gaussian(key, sample.shape, dtype)
@@ -404,15 +407,17 @@ def add_noise(
         state: any state.
         original_samples: [..., H, W, C] or any shape, floating.
         noise: standard Gaussian, of the samples' shape.
-        timesteps: in 0..num_train_timesteps-1; a scalar, or [B] for the leading axis.
+        timesteps: in 0..num_train_timesteps-1; a scalar or [1], or [B] for the leading axis.
     """
     check_state(state)
     check_floating("original_samples", original_samples)
+    check_floating("noise", noise)
     if jnp.shape(noise) != jnp.shape(original_samples):
         raise ValueError(
             f"noise has shape {jnp.shape(noise)}, expected original_samples' {original_samples.shape}"
         )
     timesteps = _checked_timesteps(state, timesteps, original_samples.shape)
+    original_samples, noise = jnp.asarray(original_samples), jnp.asarray(noise)
     dtype = working_dtype(original_samples.dtype)
     signal, noise_std = (
         per_timestep[timesteps]
@@ -440,6 +445,8 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
             "(budget_step takes a budget)"
         )
     levels = schedule.levels
+    if not jnp.issubdtype(jnp.result_type(timestep), jnp.integer):
+        raise TypeError(f"timestep is {timestep!r}, expected an integer")
     if jnp.shape(timestep) != ():
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config = state.config
@@ -474,9 +481,9 @@ def _checked_timesteps(
 ) -> jax.Array:
     if not jnp.issubdtype(jnp.result_type(timesteps), jnp.integer):
         raise TypeError(f"timesteps has dtype {jnp.result_type(timesteps)}, expected an integer dtype")
-    if jnp.shape(timesteps) not in ((), shape[:1]):
+    if jnp.shape(timesteps) not in ((), (1,), shape[:1]):
         raise ValueError(
-            f"timesteps has shape {jnp.shape(timesteps)}, expected () or the leading axis of "
+            f"timesteps has shape {jnp.shape(timesteps)}, expected (), (1,) or the leading axis of "
             f"original_samples' {shape}"
         )
     if not isinstance(timesteps, jax.core.Tracer):

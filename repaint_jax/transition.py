@@ -36,7 +36,7 @@ class LevelCoefficients(NamedTuple):
     variance_share: jax.Array  # eta^2, and 0 in the step to the clean image
     variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 its value at level 1
     variance_large: jax.Array  # 1 - a/p
-    known_share: jax.Array  # 1, or 0 where no known pixels are put in
+    known_share: jax.Array  # 1, or 0 where no known pixels are put in, unless a jump follows
     undo_variance: jax.Array  # 1 - a/p, the noise of an undo step up to this level
 
 
@@ -67,7 +67,8 @@ def reverse_transition(
     variance = _step_variance(config, row, variance_fraction)
     x0, eps = predict(config, row, prediction, sample, config.use_clipped_model_output)
 
-    known_weight = mask * row.known_share
+    # Where a jump follows, another model call does as well.
+    known_weight = mask * jnp.where(jump_variance > 0, 1, row.known_share)
     mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
         row.prev_signal * x0 + row.direction * eps
     )

@@ -179,6 +179,11 @@ def test_file_is_named_and_labelled_as_diffusers_does(tmp_path: Path):
     [
         (DDPM_FILE, {"variance_type": "fixed_large"}),
         (DDPM_FILE | {"variance_type": "fixed_small_log"}, {}),
+        ({"_class_name": "DDPMScheduler"}, {}),
+        (
+            {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "predict_epsilon": False},
+            {"prediction_type": "sample"},
+        ),
         (DDPM_FILE | {"variance_type": "fixed_large_log"}, {"variance_type": "fixed_large"}),
         (
             DDIM_FILE,
@@ -192,7 +197,7 @@ def test_file_is_named_and_labelled_as_diffusers_does(tmp_path: Path):
             },
         ),
     ],
-    ids=["ddpm", "ddpm small log", "ddpm large log", "ddim"],
+    ids=["ddpm", "ddpm small log", "ddpm alone", "ddpm of clean images", "ddpm large log", "ddim"],
 )
 def test_files_of_other_schedulers_load(file: dict, expected: dict, tmp_path: Path):
     (tmp_path / "scheduler_config.json").write_text(json.dumps(file))

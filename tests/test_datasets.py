@@ -91,13 +91,14 @@ PIXELS = np.zeros((2, 3, 4), np.uint8)
         (b"text", "is not a whole idx.gz file"),
         (idx_file(PIXELS)[:-9], "is not a whole idx.gz file"),
         (gzip.compress(b"short"), "is not a whole idx.gz file"),
+        (idx_file(PIXELS)[:10] + b"\7" + bytes(30), "is not a whole idx.gz file"),
         (idx_file(PIXELS, 2049), "is not an idx file of images: magic number 2049, expected 2051"),
         (
             gzip.compress(struct.pack(">4i", 2051, 2, 3, 4) + bytes(23)),
             "holds 23 pixels, expected 2 images of 3x4",
         ),
     ],
-    ids=["empty", "text", "truncated", "short", "labels", "a pixel missing"],
+    ids=["empty", "text", "truncated", "short", "no deflate", "labels", "a pixel missing"],
 )
 def test_damaged_idx_files_are_refused(tmp_path: Path, data: bytes, message: str):
     (tmp_path / TRAIN_IDX_NAME).write_bytes(data)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -51,7 +52,7 @@ def test_pictures_are_converted_between_grey_and_colour(mode: str, shape):
     np.testing.assert_array_equal(array, np.full(shape, 200 / 127.5 - 1, np.float32))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32, np.float64])
 def test_floating_arrays_are_taken_as_they_are(dtype):
     array = image_to_array(shaped([-1, 0, 0.5, 1], dtype), GREY)
     assert array.dtype == np.float32
@@ -103,6 +104,7 @@ def test_white_and_one_and_true_keep_and_the_rest_is_inpainted():
         keep,
         keep[..., None],
         keep.astype(np.float32),
+        keep.astype(jnp.bfloat16),
         keep.astype(np.float64)[..., None],
         255 * keep.astype(np.uint8),
         Image.fromarray(255 * keep.astype(np.uint8)),

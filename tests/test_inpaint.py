@@ -101,9 +101,44 @@ def test_an_image_known_everywhere_comes_back_and_its_holes_do_not_matter(state,
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("budget", [False, True])
+def test_known_pixels_come_back_bit_for_bit_whatever_they_and_the_model_are(budget):
+    def broken(params, sample, timestep):
+        return sample * jnp.nan
+
+    state = rp.set_timesteps_for_budget(rp.create_state(), 8) if budget else state_of()
+    image = np.array([0, -0.0, 1, -1, 1e-40, -1e-42, 7, 1e30, np.inf], np.float32)
+    mask = np.ones_like(image)
+    mask[0] = 0
+    result = np.asarray(rp.inpaint(state, broken, None, image, mask, KEY))
+    np.testing.assert_array_equal(result[1:].view(np.uint32), image[1:].view(np.uint32))
+    assert np.isnan(result[0])
+
+
 def test_before_model_order_renders_known_pixels_by_the_model_in_the_last_step(image, mask):
     result = rp.inpaint(state_of(known_region="before_model"), model_fn, PARAMS, image, mask, KEY)
     assert (np.asarray(result) != np.asarray(image)).mean() > 0.9
+
+
+@pytest.mark.parametrize("jump_schedule", ["diffusers", "paper"])
+def test_before_model_order_shows_every_call_but_the_first_the_known_pixels(jump_schedule):
+    """Also after diffusers' walk has come to the clean image in the middle of the chain."""
+    seen = []
+
+    def minus_one(params, sample, timestep):
+        jax.debug.callback(lambda *call: seen.append(call), timestep, sample.mean(), ordered=True)
+        return jnp.full_like(sample, -1)
+
+    config = {"known_region": "before_model", "prediction_type": "sample", "jump_schedule": jump_schedule}
+    state = rp.set_timesteps(rp.create_state(rp.RePaintSchedulerConfig(**config)), 6, 2, 2)
+    image = jnp.full((64, 64, 1), 0.5)
+    jax.block_until_ready(rp.inpaint(state, minus_one, None, image, jnp.ones_like(image), KEY))
+    jax.effects_barrier()
+    timesteps, means = np.array(seen[1:]).T
+    abar = np.asarray(state.alphas_cumprod)[timesteps.astype(int)]
+    assert (timesteps == 0).sum() == (2 if jump_schedule == "diffusers" else 1)
+    deviation = np.abs(means - 0.5 * np.sqrt(abar)) / (np.sqrt(1 - abar) / 64)
+    assert (deviation < 4).all()
 
 
 def test_soft_mask_blends_the_image_with_what_the_model_sees(image):

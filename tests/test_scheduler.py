@@ -333,6 +333,7 @@ WRONG_STEP_INPUTS = [
     ({"timestep": 501}, ValueError, "timestep is 501, expected one of the schedule's: 0, 250, 500, 750"),
     ({"timestep": -1}, ValueError, "timestep is -1, expected one of the schedule's"),
     ({"timestep": 1000}, ValueError, "timestep is 1000, expected one of the schedule's"),
+    ({"timestep": 500.0}, TypeError, "timestep is 500.0, expected an integer"),
     (
         {"model_output": jnp.zeros((4, 4, 1))},
         ValueError,
@@ -460,10 +461,31 @@ def test_add_noise_keeps_the_dtype(dtype):
     assert rp.add_noise(rp.create_state(), image, noise, 500).dtype == dtype
 
 
+def test_add_noise_takes_one_timestep_in_an_array():
+    state, image, noise = rp.create_state(), normal(1), normal(2)
+    noisy = rp.add_noise(state, image, noise, jnp.array([500]))
+    np.testing.assert_array_equal(noisy, rp.add_noise(state, image, noise, 500))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpy_arrays_in_double_precision_are_taken_without_a_warning():
+    state = rp.set_timesteps(rp.create_state(), 10, 2, 2)
+    image, noise = np.zeros((4, 4, 1)), np.ones((4, 4, 1))
+    key = jax.random.key(0)
+    results = (
+        rp.step(state, noise, 500, noise, image, np.ones((4, 4, 1)), key).prev_sample,
+        rp.undo_step(state, noise, 500, key),
+        rp.add_noise(state, image, noise, 500),
+    )
+    assert [result.dtype for result in results] == [jnp.float32] * 3
+
+
 def test_add_noise_refuses_integers_and_noise_of_another_shape():
     state = rp.create_state()
     with pytest.raises(TypeError, match="original_samples has dtype int32, expected a floating dtype"):
         rp.add_noise(state, INT_SAMPLE, normal(0), 5)
+    with pytest.raises(TypeError, match="noise has dtype int32, expected a floating dtype"):
+        rp.add_noise(state, normal(0), INT_SAMPLE, 5)
     message = re.escape("noise has shape (4, 4), expected original_samples' (4, 4, 2)")
     with pytest.raises(ValueError, match=message):
         rp.add_noise(state, normal(0), normal(0, (4, 4)), 5)
