@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from repaint_jax import __version__, masks
+from repaint_jax.devices import use_every_core
 
 DEMO_SAMPLES = 3
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from repaint_jax import commands  # not before the words are known to be right: it imports much
 
+        if options.command != "folder":  # whose batches are a device's, and take the memory of each
+            use_every_core(options.batch_size if options.command == "train" else 0)
         return getattr(commands, options.command)(options)
     except (
         ValueError,

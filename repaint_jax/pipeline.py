@@ -110,8 +110,8 @@ class RePaintPipeline:
                 `model_index.json`, `unet/` and `scheduler/`, or with all its files in one folder; a
                 repository of the Hugging Face hub of the same layout (which needs huggingface_hub and
                 heeds its cache and HF_HUB_OFFLINE); a `.pt` checkpoint of guided-diffusion, which the
-                official RePaint models are (which needs torch); or "bundled", the model that is part
-                of this package.
+                official RePaint models are (which needs torch); or a model that is part of this
+                package, "bundled/fashion_mnist", also called "bundled", or "bundled/emoji".
             dtype: of the model's parameters and arithmetic; float32 where it is None.
             revision: branch, tag or commit on the hub.
             classifier: a classifier of noisy pictures to guide with: guided-diffusion's `.pt` checkpoint,
@@ -303,7 +303,7 @@ class RePaintPipeline:
         # Rows up to a multiple of the devices are filled with copies of the last one.
         num_results = len(images) * num_samples
         devices = self._devices()[:num_results]
-        rows = np.minimum(np.arange(num_results + -num_results % len(devices)), num_results - 1)
+        rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
         if class_labels is not None:
             class_labels = self.checked_labels("class_labels", class_labels, len(images))
             class_labels = class_labels[rows // num_samples]
@@ -312,7 +312,7 @@ class RePaintPipeline:
         )
         keys = _sample_keys(key, len(images), num_samples)
         batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
-        if len(devices) > 1:
+        if devices:
             batch, params = shard_batch(batch, devices), replicate(params, devices)
         return _Chain((state, model_fn, params, *batch), num_results)
 
@@ -355,6 +355,8 @@ class RePaintPipeline:
         """Time a model call for one picture, after its compilation: the best of a few."""
         labels = np.zeros(1, np.int32) if self.is_class_conditional or self.classifier is not None else None
         model_fn, params = self.guided_model(self.state.config, labels)
+        if devices := self._devices():
+            params = replicate(params, devices[:1])
         call = jax.jit(model_fn)
         sample = jnp.zeros((1, *self.image_shape))
 
@@ -366,10 +368,10 @@ class RePaintPipeline:
         return min([seconds() for _ in range(4)][1:])
 
     def _devices(self) -> list[jax.Device]:
-        """All that this process has, unless params are sharded already: then JAX knows where to compute."""
+        """All that this process has; none where params are sharded already: JAX knows where to compute."""
         leaves = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array)]
         whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
-        return jax.local_devices() if whole else jax.local_devices()[:1]
+        return jax.local_devices() if whole else []
 
     def checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
         """Return one label for each image, or refuse those that the model does not know."""

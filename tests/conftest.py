@@ -24,6 +24,7 @@ SIDE = 8
 def pytest_configure() -> None:
     # A folder that is missing here must not become a request over the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    jax.local_devices()  # from here on no command can make more of them in this process
 
 
 @pytest.fixture

@@ -28,6 +28,37 @@ def test_on_eight_devices():
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "environment", "devices"),
+    [
+        (0, {}, 6),
+        (32, {}, 4),
+        (7, {}, 1),
+        (0, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        (0, {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+)
+def test_commands_have_a_device_for_every_core_unless_told_otherwise(batch_size, environment, devices):
+    program = f"""
+import os
+os.sched_getaffinity = lambda process: range(6)
+import jax
+from repaint_jax.devices import use_every_core
+use_every_core({batch_size})
+print(jax.local_device_count())
+use_every_core()  # too late, without a word
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{devices}\n", "")
+
+
 @pytest.fixture(scope="module")
 def heavy() -> tuple[rp.RePaintSchedulerState, object]:
     """A chain whose model needs 64 times the image's memory."""

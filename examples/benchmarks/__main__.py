@@ -29,7 +29,7 @@ PARTS = {
     "whole": (whole.over_diffusers,),
     "startup": (startup.imports, startup.compilation, startup.first_picture),
     "memory": (memory.temporary_bytes,),
-    "batches": (batches.per_picture,),
+    "batches": (batches.per_picture, batches.per_device),
 }
 WITH_DIFFUSERS = {loop.over_diffusers, network.over_torch, whole.over_diffusers}
 

@@ -1,10 +1,13 @@
-"""Time per picture over the batch size."""
+"""Time per picture over the batch size, and over the number of devices."""
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from bundled import PIPE, chain
 from timing import Row, Rows, alternately, ready
+
+import repaint_jax as rp
 
 
 def per_picture() -> Rows:
@@ -18,4 +21,23 @@ def per_picture() -> Rows:
         )
         yield Row(
             f"a picture in a batch of {batch}", "a picture alone", together / batch, alone, ratio / batch
+        )
+
+
+def per_device() -> Rows:
+    """A batch divided among a device for each core, as the commands do it, against one device."""
+    devices = jax.local_device_count()
+    if devices == 1:
+        return
+    inpaint = chain(16)
+    for batch in (devices, 16 * devices):
+        images = jnp.zeros((batch, *PIPE.image_shape))
+        yield Row(
+            f"{batch} pictures, on {devices} devices of a core",
+            f"on one device of {devices} cores",
+            *alternately(
+                partial(ready, inpaint, rp.replicate(PIPE.params), rp.shard_batch(images)),
+                partial(ready, inpaint, PIPE.params, images),
+                seconds=4,
+            ),
         )
