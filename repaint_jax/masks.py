@@ -4,6 +4,8 @@
 batch.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -122,6 +124,8 @@ def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:
     return jnp.broadcast_to(keep, (height, width)).astype(jnp.float32)[..., None]
 
 
+# Compiled as one: a single operation is quick to run and slow to compile.
+@partial(jax.jit, static_argnames=("height", "width", "strokes", "bends", "length", "thickness"))
 def _strokes(
     height: int,
     width: int,
