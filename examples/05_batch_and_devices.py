@@ -17,7 +17,7 @@ from PIL import Image
 import repaint_jax as rp
 from repaint_jax.images import array_to_uint8, image_to_array
 from repaint_jax.plots import show_hole, tile
-from repaint_jax.pretrained import bundled_folder
+from repaint_jax.pretrained import pictures_of_model
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/05_batch_and_devices.png"))
@@ -27,10 +27,10 @@ output.parent.mkdir(parents=True, exist_ok=True)
 jax.config.update("jax_num_cpu_devices", 2)  # before JAX is first used
 
 pipe = rp.RePaintPipeline.from_pretrained("bundled")
-model_fn, params = pipe.model_fn, jax.device_put(pipe.params, jax.local_devices()[0])
+model_fn, params = pipe.model_fn, pipe.params
 state = rp.set_timesteps_for_budget(pipe.state, 64)
 
-paths = sorted((bundled_folder() / "images").glob("*.png"))
+paths = pictures_of_model("bundled")
 images = np.stack([image_to_array(Image.open(path), pipe.image_shape) for path in paths])
 keys = jax.random.split(jax.random.key(0), len(images))
 masks = jax.vmap(lambda key: rp.masks.wide(28, 28, key))(jax.random.split(jax.random.key(4), len(images)))

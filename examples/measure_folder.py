@@ -19,7 +19,7 @@ from PIL import Image
 
 import repaint_jax as rp
 from repaint_jax.folder import inpaint_folder
-from repaint_jax.pretrained import bundled_folder
+from repaint_jax.pretrained import pictures_of_model
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "images").mkdir()
-        bundled = sorted((bundled_folder() / "images").glob("*.png"))
+        bundled = pictures_of_model("bundled")
         for number in range(options.pictures):
             shutil.copy(bundled[number % len(bundled)], work / "images" / f"{number:04}.png")
         half = np.asarray(rp.masks.half(*pipe.image_shape[:2]))[..., 0]

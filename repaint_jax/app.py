@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from repaint_jax.images import open_image, resize_together
 from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.pipeline import DEFAULT_MODEL_CALLS, RePaintPipeline
-from repaint_jax.pretrained import BUNDLED, bundled_folder
+from repaint_jax.pretrained import pictures_of_model
 
 try:
     import gradio as gr
@@ -26,6 +26,7 @@ DEFAULT_SAMPLES = 4
 MAX_SAMPLES = 8
 MAX_BUDGET = 256
 MAX_MODEL_CALLS = 5000  # of RePaint's own schedule; the paper's has 2,410
+MAX_PASSES = 100
 MAX_PIXELS = 50_000_000
 MAX_FILE_SIZE = "20mb"
 MAX_WAITING = 20
@@ -69,9 +70,8 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
     except OSError as error:
         raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
     pipe = RePaintPipeline.from_pretrained(model, dtype=dtype)
-    folder = bundled_folder() if model == BUNDLED else Path(model)
     prepared = Event()
-    page = build_page(pipe, sorted((folder / "images").glob("*.png")), prepared.wait)
+    page = build_page(pipe, pictures_of_model(model), prepared.wait)
     page.launch(
         server_name=host,
         server_port=port,
@@ -204,9 +204,9 @@ def build_page(
                 own_schedule = gr.Checkbox(label="RePaint's own schedule instead of the model calls above")
             with gr.Row():
                 own_settings = [
-                    gr.Number(250, label="Inference steps T", precision=0),
-                    gr.Number(10, label="Jump length", precision=0),
-                    gr.Number(10, label="Passes through each stretch", precision=0),
+                    gr.Number(250, label="Inference steps T", precision=0, maximum=MAX_MODEL_CALLS),
+                    gr.Number(10, label="Jump length", precision=0, maximum=MAX_MODEL_CALLS),
+                    gr.Number(10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES),
                     gr.Number(1.0, label="eta, share of DDPM's noise"),
                 ]
 

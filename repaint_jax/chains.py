@@ -28,8 +28,9 @@ ModelOfRows = Callable[[int], tuple[Callable[..., jax.Array], Any]]
 class ChainRunner:
     """Inpaints one batch after another, each on a device that is free.
 
-    Every device runs the same program, so that a batch has the same result, bit for bit, on any of them.
-    Call it from as many threads as there are devices.
+    Every device runs the same program, so that a batch has the same result, bit for bit, on any of them;
+    but where batches had to be halved to fit its memory, sums are rounded otherwise. Call it from as many
+    threads as there are devices.
 
     Args:
         state: with a schedule.

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from repaint_jax import commands  # not before the words are known to be right: it imports much
 
-        if options.command != "folder":  # whose batches are a device's, and take the memory of each
+        if options.command != "folder":  # each device has a whole batch there: that much memory more
             use_every_core(options.batch_size if options.command == "train" else 0)
         return getattr(commands, options.command)(options)
     except (
@@ -72,10 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="inpaint bundled pictures with the bundled model",
-        description="Inpaint bundled held-out pictures under different masks and write one picture.",
+        help="inpaint the pictures that come with a bundled model",
+        description="Inpaint the pictures that come with a model, which it has not seen, under six masks, "
+        "and write one picture of all.",
         formatter_class=defaults,
-        epilog="Example: repaint-jax demo -o demo.png",
+        epilog="Examples: repaint-jax demo -o demo.png; repaint-jax demo --model bundled/emoji",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write")
     _add_chain_options(demo, num_samples=DEMO_SAMPLES)
@@ -201,7 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "data",
         metavar="DATA",
-        help="folder of pictures, or of Fashion-MNIST's t10k-images-idx3-ubyte.gz; or 'bundled'",
+        help="folder of pictures, or of Fashion-MNIST's t10k-images-idx3-ubyte.gz; or 'bundled' or "
+        "'bundled/emoji', for the pictures of these models",
     )
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for all results")
     evaluate.add_argument(
@@ -211,7 +213,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SETTING",
         help=f"{_SETTING_HELP}; the first is what the others are compared with",
     )
-    evaluate.add_argument("--masks", nargs="+", default=list(masks.NAMES), metavar="MASK", help="of these")
+    evaluate.add_argument(
+        "--masks", nargs="+", default=list(masks.NAMES), metavar="MASK", help="masks to evaluate under"
+    )
     evaluate.add_argument(
         "--num-images",
         nargs="+",
@@ -264,7 +268,10 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, help="folder for checkpoints, samples, model"
     )
     train.add_argument("--unet-config", type=Path, help="architecture, as diffusers' unet/config.json")
-    train.add_argument("--init-model", help="go on from the weights of this model, given as --model")
+    train.add_argument(
+        "--init-model",
+        help="go on from the weights of this model, which is named as the other commands name --model",
+    )
     train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
     train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
     train.add_argument(
@@ -278,11 +285,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--prediction-type", default="epsilon", help="or sample, v_prediction")
     train.add_argument("--timestep-density", default="uniform", help="or lognormal")
     train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
-    train.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps")
+    train.add_argument(
+        "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps between checkpoints"
+    )
     train.add_argument("--seed", type=int, default=0, help="of everything random")
     for command in commands.choices.values():
         spelled = {action.dest: action.option_strings for action in command._actions}
-        command.set_defaults(option_of={name: options[-1] for name, options in spelled.items() if options})
+        option_of = {name: options[-1] for name, options in spelled.items() if options}
+        for argument, dest in (("class_labels", "class_label"), ("initial_model", "init_model")):
+            if dest in option_of:
+                option_of[argument] = option_of[dest]
+        command.set_defaults(option_of=option_of)
     return parser
 
 
@@ -326,7 +339,8 @@ def _add_model_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="bundled",
-        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or 'bundled'",
+        help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or a model of "
+        "this package: 'bundled' (clothes, grey, 28 x 28) or 'bundled/emoji' (colour, 32 x 32)",
     )
 
 

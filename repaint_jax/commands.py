@@ -39,11 +39,15 @@ _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", 
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Inpaint the bundled pictures, each under another mask."""
+    """Inpaint the pictures that come with a model, each under another mask."""
     _check_output("--output", options.output)
+    paths = pretrained.pictures_of_model(options.model)
+    if not paths:
+        raise ValueError(
+            f"--model is {options.model}, expected one with pictures in its folder images; "
+            "repaint-jax inpaint takes any picture"
+        )
     pipe = RePaintPipeline.from_pretrained(options.model)
-    paths = sorted((pretrained.bundled_folder() / "images").glob("*.png"))
-    images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in paths])
     height, width, _ = pipe.image_shape
     wide_key, narrow_key = jax.random.split(seed_key(6))
     holes = {
@@ -55,7 +59,8 @@ def demo(options: argparse.Namespace) -> int:
         "Super-resolution": masks.super_resolution(height, width),
     }
     mask = np.stack([np.asarray(hole) for hole in holes.values()])
-    images = images[: len(mask)]
+    chosen = [paths[number % len(paths)] for number in range(len(mask))]
+    images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in chosen])
     samples = _run_pipeline(options, pipe, images, mask, _schedule(options), output_type="jax").images
     grid = inpainting_grid(
         images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
@@ -250,7 +255,7 @@ def evaluate(options: argparse.Namespace) -> int:
     height, width, channels = pipe.image_shape
     if height != width:
         raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
-    data = pretrained.bundled_folder() / "images" if options.data == "bundled" else Path(options.data)
+    data = pretrained.model_folder(options.data)
     images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME)
     known = [] if options.scores is None else read_scores(options.scores)
     rows = _interruptibly(

@@ -16,9 +16,12 @@ Where s' = s the missing pixels make a step of overdamped Langevin dynamics, of 
 score -eps/s. White noise would bias their variance in the first order of that length; half of each of two
 successive noises, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), does so in the second.
 
-Where s' < s, details that the prediction gets right are left with exactly the noise that s' says if s'/s
-itself stands in A^2 in place of its root, and with too much, which the next call takes for texture, if 1
-does; what is wide against s wants more noise instead. The root lies between, and measured best.
+Where s' < s, what the power of s'/s in A^2 should be depends on what is painted:
+
+    1      leaves details, which the prediction gets right, with just the noise that s' says,
+           and shapes that are wide against s with too little
+    0      leaves wide shapes enough, and details too much, which the next call takes for texture
+    1/2    lies between, and measured best
 
 The known pixels get a share B of the noise back that the model itself sees in them, as in DDNM (Wang et al.
 2023, arXiv 2212.00490), and are moved beyond the original by a share G of what the prediction lacks. For a
@@ -49,9 +52,9 @@ from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.transition import predict, split_model_output
 
 # Levels lie densely, over ln sigma, around _DWELL_SIGMA; measured for images in [-1, 1].
-_DWELL_SIGMA = 0.35
-_DWELL_WIDTH = 3.0
-_DENSITY_ELSEWHERE = 0.07
+_DWELL_SIGMA = 0.35  # c
+_DWELL_WIDTH = 3.0  # w
+_DENSITY_ELSEWHERE = 0.07  # b, before it is normalised
 _LARGEST_SIGMA = 40.0  # above it there is nothing but noise
 
 _DENOISE_TO = 1 / 3  # of sigma, before the noise comes back

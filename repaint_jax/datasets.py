@@ -34,11 +34,21 @@ def read_images(
         raise ValueError(f"{folder} is not a folder")
     if (folder / idx_name).is_file():
         return read_idx_images(folder / idx_name)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
+    names = picture_names(folder)
+    if not names:
         raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
     mode = PIL_MODES[1 if grey else 3]
-    return np.stack([_central_square(open_image(path), image_size, mode) for path in paths])
+    return np.stack([_central_square(open_image(folder / name), image_size, mode) for name in names])
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
+    paths = [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    ]
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]

@@ -1,4 +1,4 @@
-"""Batches over several devices, with JAX's own sharding, and how large a batch fits one of them."""
+"""Devices: one for each core of a CPU, batches over several, and how large a batch fits one."""
 
 import contextlib
 import os

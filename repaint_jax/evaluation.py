@@ -87,8 +87,8 @@ class Sampler:
         self._pipe, self._schedule = with_setting(pipe, setting)
         state = self._pipe.set_timesteps(**self._schedule)
         self.num_model_calls = state.num_model_calls or 0
-        self._digest = hashlib.sha256(f"{_SAMPLES_VERSION} {num_samples}".encode())
-        for leaf in jax.tree.leaves((pipe.params, state.schedule)):
+        self._digest = hashlib.sha256(f"{_SAMPLES_VERSION} {num_samples} {self._pipe.digest()}".encode())
+        for leaf in jax.tree.leaves(state.schedule):
             self._digest.update(np.asarray(leaf).tobytes())
 
     def digest(self, batch: Batch) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: st
             "install repaint_jax[hub]"
         ) from None
     try:
-        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(folder.as_posix(), revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the client's own, or of whichever HTTP library it uses
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise FileNotFoundError(
@@ -97,6 +98,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` to write into, which takes its place at the end: whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield unfinished
+        if path.exists():
+            shutil.rmtree(path)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def unfinished_files(paths: Iterable[Path]) -> Iterator[Path]:

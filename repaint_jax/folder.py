@@ -139,6 +139,7 @@ def inpaint_folder(
     refuse_output_among_inputs(output, images, masks, results)
     settings = {
         **(described or {}),
+        "digest of the model": pipe.digest(),
         "images": str(images.resolve()),
         "masks": str(masks.resolve()),
         "schedule": dict(schedule or {"num_model_calls": state.num_model_calls}),

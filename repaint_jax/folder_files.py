@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from repaint_jax.datasets import SUFFIXES
+from repaint_jax.datasets import SUFFIXES, picture_names
 from repaint_jax.files import read_json, unfinished_files, whole_file, write_json
 from repaint_jax.images import open_image
 
@@ -30,16 +30,6 @@ class Result(NamedTuple):
         return *self.beside.values(), self.path
 
 
-def _picture_names(folder: Path) -> list[str]:
-    """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
-    paths = [
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.is_dir()
-    ]
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-
-
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
@@ -59,7 +49,7 @@ def pictures_to_inpaint(images: Path) -> list[str]:
     """Names of the pictures, whose results must not collide."""
     if not images.is_dir():
         raise ValueError(f"images is {images}, which is not a folder")
-    names = _picture_names(images)
+    names = picture_names(images)
     if not names:
         raise ValueError(f"images is {images}, which holds no pictures ({', '.join(SUFFIXES)})")
     _by_stem("images", names)
@@ -68,14 +58,14 @@ def pictures_to_inpaint(images: Path) -> list[str]:
 
 def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, Path]:
     """Find the masks of the pictures that have one."""
-    if images.resolve() in masks.resolve().parents:
+    if images.resolve() in (masks.resolve(), *masks.resolve().parents):
         raise ValueError(f"masks is {masks}, expected it outside images, {images}")
     if masks.is_file():
         open_image(masks)
         return dict.fromkeys(names, masks)
     if not masks.is_dir():
         raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
-    of_stem = _by_stem("masks", _picture_names(masks))
+    of_stem = _by_stem("masks", picture_names(masks))
     found = {name: masks / of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
     if not found:
         raise ValueError(
@@ -106,11 +96,11 @@ def plan_results(
 
 def refuse_output_among_inputs(output: Path, images: Path, masks: Path, results: Sequence[Result]) -> None:
     """What is read must not be overwritten, nor taken for a result."""
-    written = {path for result in results for path in result.paths}
-    folders = {folder.resolve() for folder in {path.parent for path in written}}
+    written = {path.resolve() for result in results for path in result.paths}
+    folders = {path.parent for path in written}
     for name, source in (("images", images), ("masks", masks)):
         among = any(source.resolve() in (folder, *folder.parents) for folder in folders)
-        if among or source in written:
+        if among or source.resolve() in written:
             raise ValueError(f"output is {output}, expected a folder outside {name}, {source}")
 
 

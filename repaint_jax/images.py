@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repaint_jax.files import whole_file
 
-PIL_MODES = {1: "L", 3: "RGB"}
+PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -151,7 +151,7 @@ def array_to_pil(array: Any) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, in the format that its name says, whole or not at all."""
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture, in the format that its name says and with Pillow's options, whole or not at all."""
     with whole_file(path) as unfinished:
-        picture.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()])
+        picture.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()], **options)

@@ -87,7 +87,7 @@ def inpaint(
 
     Returns:
         The inpainted image, of the original's shape and dtype; known pixels bit for bit, unless
-        known_region is "before_model" or the model's output is not finite. With preview_calls, a pair of it
+        known_region is "before_model" in a schedule of `set_timesteps`. With preview_calls, a pair of it
         and the previews [len(preview_calls), *image shape].
 
     Raises:
@@ -342,7 +342,7 @@ def _run_calls(
         model_call, (carry.sample, carry.previous_noise, previews), (calls, slots)
     )
     calls_done = carry.calls_done + num_calls
-    if previous_z is not None or config.known_region == "after_step":
+    if isinstance(schedule, CorrelatedCoefficients) or config.known_region == "after_step":
         # Bit for bit: arithmetic loses the sign of a zero, and numbers below the smallest normal one.
         known = (calls_done == num_model_calls) & (mask == 1)
         sample = jnp.where(known, original_image.astype(dtype), sample)

@@ -1,6 +1,7 @@
 """From pictures to inpainted pictures: a model, a scheduler and the loop in one object."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from repaint_jax.checks import check_int
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.devices import replicate, shard_batch
 from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, resize_together
-from repaint_jax.inpaint import continue_chain, inpaint, start_chain
+from repaint_jax.inpaint import ChainCarry, continue_chain, inpaint, start_chain
 from repaint_jax.keys import is_key_vector
 from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
 from repaint_jax.models.guidance import (
@@ -63,6 +64,7 @@ class _Chain(NamedTuple):
     # inpaint's: state, model_fn, params, images, masks, keys
     arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
     num_results: int
+    devices: list[jax.Device]  # that the rows are laid out over; none where params are sharded
 
 
 class Classifier(NamedTuple):
@@ -126,12 +128,17 @@ class RePaintPipeline:
     def from_unet2d(cls, unet: UNet2D, config: RePaintSchedulerConfig) -> Self:
         """Put a model and the settings of its scheduler together."""
         model_fn, params = nnx_model_fn(unet)
-        params = replicate(params)
         image_shape = (*unet.config.height_and_width, unet.config.in_channels)
         return cls(model_fn, params, create_state(config), image_shape, unet.config)
 
     def with_classifier(self, classifier: UNet2DClassifier) -> Self:
         """Return the pipeline with a classifier to guide with."""
+        shape = (*classifier.config.height_and_width, classifier.config.in_channels)
+        if shape != self.image_shape:
+            raise ValueError(
+                f"classifier takes pictures of shape {shape}, expected the model's {self.image_shape} "
+                "(height, width, channels)"
+            )
         model_fn, params = nnx_model_fn(classifier)
         return dataclasses.replace(
             self, classifier=Classifier(model_fn, params, classifier.config.out_channels)
@@ -202,7 +209,8 @@ class RePaintPipeline:
             preview_calls: model calls whose predicted clean images to return as `previews`.
             progress: called as `progress(calls_done)` after each model call.
 
-        Known pixels come back exactly: "pil", and "np" times 255, hold the input's own 8-bit values.
+        Known pixels come back exactly, unless the schedule is RePaint's own and known_region is
+        "before_model": "pil", and "np" times 255, hold the input's own 8-bit values.
 
         Raises:
             ValueError: on pictures and masks that do not fit the model or each other.
@@ -266,8 +274,11 @@ class RePaintPipeline:
         chain = self._chain(image, mask_image, state, **options)
         total = state.num_model_calls or 0
         images, masks, keys = chain.arguments[3:]
-        # Put where the calls put it: what lies elsewhere is compiled for once more.
-        carry = jax.device_put(start_chain(state, images, keys), _placement(chain.arguments[2]))
+        carry = start_chain(state, images, keys)
+        if chain.devices:
+            # Put where the calls put it: what lies elsewhere is compiled for once more.
+            samples = shard_batch((carry.sample, carry.previous_noise), chain.devices)
+            carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
         for calls_done in range(1, total + 1):
             carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
             pictures = jnp.where(masks == 1, images, previews[0]) if calls_done < total else carry.sample
@@ -314,7 +325,7 @@ class RePaintPipeline:
         batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
         if devices:
             batch, params = shard_batch(batch, devices), replicate(params, devices)
-        return _Chain((state, model_fn, params, *batch), num_results)
+        return _Chain((state, model_fn, params, *batch), num_results, devices)
 
     def set_timesteps(
         self,
@@ -367,6 +378,13 @@ class RePaintPipeline:
 
         return min([seconds() for _ in range(4)][1:])
 
+    def digest(self) -> str:
+        """Return a digest of all that decides what the model makes, but for a model_fn of your own."""
+        digest = hashlib.sha256(repr((self.state.config, self.unet_config)).encode())
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
+
     def _devices(self) -> list[jax.Device]:
         """All that this process has; none where params are sharded already: JAX knows where to compute."""
         leaves = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array)]
@@ -375,6 +393,11 @@ class RePaintPipeline:
 
     def checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
         """Return one label for each image, or refuse those that the model does not know."""
+        if self.unet_config is not None and self.unet_config.class_embed_type == "identity":
+            raise ValueError(
+                f"{name} is {class_labels!r}, expected none: the model's class_embed_type is 'identity', "
+                "its model_fn takes embeddings"
+            )
         labels = np.asarray(class_labels)
         if labels.shape not in ((), (num_images,)) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
@@ -446,13 +469,6 @@ def _finite(images: jax.Array) -> jax.Array:
     if not bool(jnp.isfinite(images).all()):
         raise FloatingPointError("the model's result has values that are not finite")
     return images
-
-
-def _placement(params: Any) -> Any:
-    """Where params lie, if they lie whole on each of the same devices."""
-    placements = {leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)}
-    placement = placements.pop() if len(placements) == 1 else None
-    return placement if placement is not None and placement.is_fully_replicated else None
 
 
 def _as_output(images: jax.Array, output_type: str) -> Any:

@@ -1,6 +1,5 @@
 """Find, read and write a model together with its scheduler's settings."""
 
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from repaint_jax.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
 from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.files import read_json, write_json
+from repaint_jax.files import read_json, whole_folder, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.checkpoints import (
     download_model,
@@ -18,7 +17,6 @@ from repaint_jax.models.checkpoints import (
 )
 from repaint_jax.models.tensor_files import TorchFile
 
-BUNDLED = "bundled"
 INDEX_NAME = "model_index.json"
 
 
@@ -26,12 +24,11 @@ def load_pretrained(
     path_or_repo: str | Path, *, dtype: Any = None, revision: str | None = None
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
     """Read what `RePaintPipeline.from_pretrained` reads, as the module and its scheduler's settings."""
-    if str(path_or_repo) == BUNDLED:
-        path_or_repo = bundled_folder()
-    if Path(path_or_repo).suffix == ".pt":
-        return guided_diffusion.load_unet(Path(path_or_repo), dtype=dtype)
+    path = model_folder(path_or_repo)
+    if path.suffix == ".pt":
+        return guided_diffusion.load_unet(path, dtype=dtype)
     folder = download_model(
-        path_or_repo,
+        path,
         ("unet", ""),
         (INDEX_NAME, f"scheduler/{SCHEDULER_CONFIG_NAME}", SCHEDULER_CONFIG_NAME),
         revision,
@@ -83,21 +80,41 @@ def convert(
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists, expected the name of a new folder")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
+    with whole_folder(folder) as unfinished:
         if guided_diffusion.is_classifier(TorchFile(checkpoint)):
+            if settings is not None:
+                raise ValueError(f"settings is {settings}, expected none for a classifier")
             save_unet2d_classifier(guided_diffusion.load_classifier(checkpoint), unfinished, dtype=dtype)
         else:
             values = {} if settings is None else guided_diffusion.read_settings(Path(settings))
             save_pretrained(unfinished, *guided_diffusion.load_unet(checkpoint, values), dtype)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def bundled_folder() -> Path:
-    """Folder of the model and the pictures that are part of this package."""
-    return Path(str(files("repaint_jax") / "bundled" / "fashion_mnist"))
+def bundled_folder(name: str = "fashion_mnist") -> Path:
+    """Folder of a model, and of pictures that it has not seen, that are part of this package."""
+    return Path(str(files("repaint_jax") / "bundled" / name))
+
+
+def model_folder(path_or_repo: str | Path) -> Path:
+    """Return the folder of "bundled" and of "bundled/NAME", and of other names the path that they are.
+
+    Raises:
+        ValueError: there is no bundled model of that name.
+    """
+    path = Path(path_or_repo)
+    if path == Path("bundled"):
+        return bundled_folder()
+    if path.parent != Path("bundled") or path.exists():
+        return path
+    if not bundled_folder(path.name).is_dir():
+        names = sorted(f"bundled/{folder.name}" for folder in bundled_folder().parent.iterdir())
+        raise ValueError(f"{path_or_repo} is no bundled model, expected one of {', '.join(names)}")
+    return bundled_folder(path.name)
+
+
+def pictures_of_model(path_or_repo: str | Path) -> list[Path]:
+    """List the pictures in a model's folder `images`."""
+    return sorted((model_folder(path_or_repo) / "images").glob("*.png"))
 
 
 def _component(folder: Path, name: str, config_name: str) -> Path:

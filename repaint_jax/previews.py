@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repaint_jax.files import whole_file
+from repaint_jax.images import save_picture
 from repaint_jax.plots import tile
 
 _COLUMNS, _FRAMES = 10, 48  # besides the picture with its hole and the result
@@ -51,6 +51,4 @@ def save_previews(
         "duration": [_FIRST_FRAME_MS, *[_FRAME_MS] * len(calls), _LAST_FRAME_MS],
         "loop": 0,
     }
-    with whole_file(path) as unfinished:
-        extension = Image.registered_extensions()[path.suffix.lower()]
-        first.save(unfinished, format=extension, **(animation if others else {}))
+    save_picture(first, path, **(animation if others else {}))

@@ -282,7 +282,9 @@ def step(
             t_last = t
 
     and with "paper" it is, for consecutive entries `t_last, t` of timesteps, `step(...t_last...)` where
-    t < t_last and `undo_step(...t...)` otherwise.
+    t < t_last and `undo_step(...t...)` otherwise. With known_region="before_model" the step to the clean
+    image leaves the known pixels out, as in the chain's last step: where an undo step follows it, as it can
+    with jump_schedule="diffusers", put them in before, as `inpaint` does.
 
     Args:
         state: from `set_timesteps`.
@@ -390,7 +392,7 @@ def undo_step(
 def scale_model_input(
     state: RePaintSchedulerState, sample: jax.Array, timestep: jax.Array | int | None = None
 ) -> jax.Array:
-    """Return the sample as it is: RePaint's models take it unscaled (kept for schedulers' sake)."""
+    """Return the sample as it is: RePaint's models take it unscaled (for loops written for diffusers)."""
     del state, timestep
     return sample
 

@@ -26,9 +26,10 @@ from repaint_jax import noise
 from repaint_jax.checks import check_int
 from repaint_jax.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.devices import replicate, shard_batch
-from repaint_jax.files import read_json, write_json
-from repaint_jax.images import uint8_to_array
+from repaint_jax.files import read_json, whole_file, whole_folder, write_json
+from repaint_jax.images import save_picture, uint8_to_array
 from repaint_jax.inpaint import ModelFn, inpaint
+from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
 from repaint_jax.plots import square_grid
 from repaint_jax.pretrained import load_pretrained, save_pretrained
@@ -77,8 +78,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
             check_int(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "seed"):
-            check_int(name, getattr(self, name), 0)
+        check_int("warmup_steps", self.warmup_steps, 0)
+        check_seed(self.seed)
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
@@ -165,7 +166,7 @@ def make_train_step(
 
     @jax.jit
     def train_step(state: TrainState, images: ArrayLike) -> tuple[TrainState, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(seed_key(config.seed), state.step)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, images, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -287,10 +288,9 @@ def train_unet2d(
     def draw_samples(state: TrainState) -> None:
         # Inpainting where nothing is known is sampling from the prior.
         nothing = jnp.zeros((16, *images.shape[1:]))
-        samples = inpaint(
-            sampler, model_fn, state.ema_params, nothing, nothing, jax.random.key(config.seed)
-        )
-        square_grid(samples).save(output / "samples" / f"step_{int(state.step):07d}.png")
+        ema_params = replicate(state.ema_params, jax.local_devices()[:1])
+        samples = inpaint(sampler, model_fn, ema_params, nothing, nothing, seed_key(config.seed))
+        save_picture(square_grid(samples), output / "samples" / f"step_{int(state.step):07d}.png")
 
     with (
         tqdm(total=config.num_steps, unit="step", desc="training") as bar,
@@ -325,7 +325,8 @@ def train_unet2d(
             on_checkpoint=draw_samples,
         )
     nnx.update(unet, state.ema_params)
-    save_pretrained(output / "model", unet, scheduler_config, np.float16)
+    with whole_folder(output / "model") as unfinished:
+        save_pretrained(unfinished, unet, scheduler_config, np.float16)
     return output / "model"
 
 
@@ -405,4 +406,5 @@ def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DCon
                         f"{output} holds a run with {name}={earlier!r}, expected the "
                         f"same to go on with it, not {value!r}"
                     )
-    write_json(path, settings)
+    with whole_file(path) as unfinished:
+        write_json(unfinished, settings)

@@ -67,7 +67,7 @@ def reverse_transition(
     variance = _step_variance(config, row, variance_fraction)
     x0, eps = predict(config, row, prediction, sample, config.use_clipped_model_output)
 
-    # Where a jump follows, another model call does as well.
+    # The official order leaves them out in the chain's last step only, which no jump follows.
     known_weight = mask * jnp.where(jump_variance > 0, 1, row.known_share)
     mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
         row.prev_signal * x0 + row.direction * eps

@@ -1,5 +1,7 @@
 """Batches over eight simulated devices; `test_devices.py` starts this file in a process that has them."""
 
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -114,9 +116,19 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(batch):
         rp.shard_batch((batch[0], batch[1][:8]))
 
 
-def test_models_loaded_from_files_are_on_all_devices(pipe):
-    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(pipe.params))
-    assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(pipe.params))
+def test_a_model_lies_on_one_device_and_a_single_result_is_made_there(pipe, batch):
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(pipe.params))
+    images, masks, keys = (part[:1] for part in batch)
+    result = pipe(images, masks, num_model_calls=8, key=keys, output_type="jax").images
+    assert len(result.devices()) == 1
+
+
+def test_watching_compiles_a_call_once(pipe, batch, caplog):
+    images, masks, keys = batch
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        list(pipe.watch(images, masks, num_model_calls=8, key=keys, output_type="jax"))
+    compiled = [record for record in caplog.records if "Finished XLA compilation" in record.message]
+    assert sum("_run_calls" in record.message for record in compiled) == 1
 
 
 def test_training_on_all_devices_is_training_on_one(pipe, tmp_path):

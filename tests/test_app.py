@@ -24,7 +24,7 @@ pytest.importorskip("gradio")
 import repaint_jax as rp
 from repaint_jax import app
 from repaint_jax.images import resize_together
-from repaint_jax.pretrained import bundled_folder
+from repaint_jax.pretrained import pictures_of_model
 
 BUNDLED_SHAPE = (28, 28, 1)
 SETTINGS = {"seed": 3, "class_label": 0, "own_schedule": False}
@@ -213,7 +213,7 @@ def visit(chromium, address) -> Iterator[Callable]:
 
 
 ORANGE = (222, 120, 60)
-EXAMPLES = sorted((bundled_folder() / "images").glob("*.png"))
+EXAMPLES = pictures_of_model("bundled")
 
 
 def example_pixels(index: int) -> np.ndarray:

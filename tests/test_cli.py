@@ -425,3 +425,19 @@ def test_unknown_option_exits_with_2(capsys) -> None:
         cli.main(["inpaint", "image.png", "mask.png", "-o", "out.png", "--stepps", "3"])
     assert exit_.value.code == 2
     assert "--stepps" in capsys.readouterr().err
+
+
+def test_demo_shows_the_pictures_that_come_with_a_model(model_folder, folder, capsys) -> None:
+    words = ["demo", "-o", str(folder / "demo.png"), "--num-samples", "1", *QUICK, "--model"]
+    assert cli.main([*words, str(model_folder)]) == 2
+    assert only_line(capsys).endswith(
+        f"--model is {model_folder}, expected one with pictures in its folder images; "
+        "repaint-jax inpaint takes any picture"
+    )
+    own = folder / "model"
+    shutil.copytree(model_folder, own)
+    (own / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(folder / "image.png", own / "images" / name)
+    assert cli.main([*words, str(own)]) == 0
+    assert capsys.readouterr().out == f"wrote {folder / 'demo.png'}: 6 pictures, 1 samples each\n"

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,7 +13,9 @@ from PIL import Image
 
 import repaint_jax as rp
 from repaint_jax import cli, lpips
+from repaint_jax.datasets import TEST_IDX_NAME, read_idx_images
 from repaint_jax.evaluation import DIVERSITY, ENERGY_SCORE, RMSE, Sampler, batches, draw, evaluate, score
+from repaint_jax.images import uint8_to_array
 from repaint_jax.metrics import energy_score
 from repaint_jax.score_tables import (
     by_setting,
@@ -316,3 +319,27 @@ def test_command_refuses_in_one_sentence(model_folder, photos, tmp_path, capsys,
     assert captured.err.startswith("repaint-jax evaluate: ") and len(captured.err.splitlines()) == 1
     assert expected in captured.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_recorded_scores_are_those_of_the_bundled_model_as_it_is(tmp_path) -> None:
+    """What the README's tables print is found again by digests: of weights, schedules, masks and images."""
+    data = Path("/usr/share/datasets/fashion-mnist")
+    if not data.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    images = uint8_to_array(read_idx_images(data / TEST_IDX_NAME)[:4])
+    recorded = read_scores(Path(__file__).parents[1] / "examples" / "fashion_mnist_scores.csv")
+    digests = {(row.setting, row.mask, row.image): row.samples for row in recorded}
+    pipe = rp.RePaintPipeline.from_pretrained("bundled")
+    for setting in ("paper", "64"):
+        sampler = Sampler(pipe, setting, 8, tmp_path)
+        for batch in batches(images, ["half", "wide"], seed=0):
+            assert digests[setting, batch.mask_name, 0] == sampler.digest(batch)
+
+
+def test_samples_of_another_model_or_scheduler_are_not_taken_for_these(pipe, images, tmp_path) -> None:
+    (batch,) = batches(images[:1], ["half"], seed=0)
+    clipped = replace(pipe, state=rp.create_state(replace(pipe.state.config, clip_sample_range=0.9)))
+    louder = replace(pipe, params=jax.tree.map(lambda leaf: 2 * leaf, pipe.params))
+    digests = {Sampler(one, "8", 2, tmp_path).digest(batch) for one in (pipe, clipped, louder)}
+    assert len(digests) == 3

@@ -421,6 +421,13 @@ def test_settings_without_results_are_replaced(pipe, work):
     assert run(pipe, work, "out") == {}
 
 
+def test_results_of_other_weights_are_refused(pipe, work):
+    run(pipe, work, "out")
+    other = dataclasses.replace(pipe, params=jax.tree.map(lambda leaf: 1.01 * leaf, pipe.params))
+    with pytest.raises(ValueError, match="holds results of other settings: digest of the model is"):
+        run(other, work, "out")
+
+
 def test_a_second_run_with_other_settings_is_refused(pipe, work):
     run(pipe, work, "out")
     with pytest.raises(ValueError, match="holds results of other settings: seed is 0 there and 1 here"):
@@ -438,6 +445,7 @@ def test_a_second_run_with_other_settings_is_refused(pipe, work):
         ({"masks": "nowhere"}, "masks is .*nowhere, which is neither a picture nor a folder"),
         ({"masks": "text.png"}, "text.png is not a picture that can be read"),
         ({"masks": "in/masks"}, "masks is .*masks, expected it outside images"),
+        ({"masks": "in"}, "masks is .*in, expected it outside images"),
         (
             {"masks": "others"},
             "masks is .*others, which holds no mask for any picture, such as deeper/0.v2.png",

@@ -270,6 +270,21 @@ def test_classifier_guides_conditional_and_unconditional_models(
         assert np.abs(some - without).max() > 1e-2
 
 
+def test_a_classifier_of_other_pictures_is_refused(pipe, classifier):
+    wider = dataclasses.replace(pipe, image_shape=(16, 16, 1))
+    with pytest.raises(
+        ValueError, match=r"classifier takes pictures of shape .*, expected the model's \(16, 16, 1\)"
+    ):
+        wider.with_classifier(classifier)
+
+
+def test_labels_are_refused_where_the_model_takes_embeddings(pipe, image, mask):
+    config = dataclasses.replace(pipe.unet_config, class_embed_type="identity")
+    embedded = dataclasses.replace(pipe, unet_config=config)
+    with pytest.raises(ValueError, match=r"class_labels is 1, expected none: .* 'identity'"):
+        run(embedded, image, mask, class_labels=1)
+
+
 def test_cond_fn_guides_instead_of_the_classifier(pipe, classifier, image, mask):
     def towards(params, sample, timestep):
         return params - sample

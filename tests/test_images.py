@@ -52,6 +52,13 @@ def test_pictures_are_converted_between_grey_and_colour(mode: str, shape):
     np.testing.assert_array_equal(array, np.full(shape, 200 / 127.5 - 1, np.float32))
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGBA", 4)])
+def test_models_of_transparency_take_it(mode: str, channels: int):
+    picture = Image.new("RGBA", (3, 2), (200, 200, 200, 50)).convert(mode)
+    array = image_to_array(picture, (2, 3, channels))
+    np.testing.assert_array_equal(np.asarray(array_to_pil(array)), np.asarray(picture))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32, np.float64])
 def test_floating_arrays_are_taken_as_they_are(dtype):
     array = image_to_array(shaped([-1, 0, 0.5, 1], dtype), GREY)

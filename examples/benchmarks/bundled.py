@@ -1,6 +1,5 @@
 """The bundled network on one device, and `inpaint` over it: what most parts measure."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,7 @@ import repaint_jax as rp
 from repaint_jax.devices import use_every_core
 
 use_every_core()
-_EVERYWHERE = rp.RePaintPipeline.from_pretrained("bundled")
-PIPE = dataclasses.replace(_EVERYWHERE, params=rp.replicate(_EVERYWHERE.params, jax.local_devices()[:1]))
+PIPE = rp.RePaintPipeline.from_pretrained("bundled")
 MASK = rp.masks.half(*PIPE.image_shape[:2])[None]
 
 
