@@ -154,7 +154,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--model", "missing.pt"], "missing.pt is not a file"),
         (["--classifier", "missing/folder"], "missing/folder is n"),
         (["--classifier", "missing.pt"], "missing.pt is not a file"),
-        (["--class-label", "1"], "class_labels is [1], but the model is not class-conditional"),
+        (["--class-label", "1"], "--class-label is [1], but the model is not class-conditional"),
         (["--guidance-scale", "2"], "--guidance-scale is 2.0, but there is nothing to guide"),
         (["--preview", "missing/how.gif"], "--preview is missing/how.gif, but the folder missing does not"),
         (["--preview", "how.txt"], "--preview is how.txt, expected a picture's name"),
