@@ -128,7 +128,11 @@ def start_chain(
     *,
     initial_sample: jax.Array | None = None,
 ) -> ChainCarry:
-    """Return the chain of `inpaint`, with the same arguments, before its first model call."""
+    """Return the chain of `inpaint`, with the same arguments, before its first model call.
+
+    Raises:
+        TypeError, ValueError: as `inpaint`.
+    """
     uses_noise_twice = isinstance(schedule_of(state), CorrelatedCoefficients)
     is_key_vector(key)
     check_floating("original_image", original_image)
@@ -199,6 +203,13 @@ def continue_chain(
         preview_calls: calls of this stretch, of 0..num_calls-1, whose `pred_original_sample` to return as
             well, as `inpaint` does.
         progress: called on the host as `progress(calls_done)` after each model call.
+
+    Returns:
+        The carry after these calls; with preview_calls, a pair of it and the previews
+        [len(preview_calls), *image shape].
+
+    Raises:
+        TypeError, ValueError: as `inpaint`; also where fewer than num_calls calls are left.
 
     >>> from repaint_jax import create_state, set_timesteps_for_budget
     >>> state = set_timesteps_for_budget(create_state(), 8)

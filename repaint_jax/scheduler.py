@@ -100,6 +100,10 @@ class BudgetStepOutput(NamedTuple):
 def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedulerState:
     """Make a state without a schedule; `set_timesteps` adds one.
 
+    Raises:
+        TypeError: config is no RePaintSchedulerConfig.
+        ValueError: the betas leave less signal at the last timestep than float32 can hold.
+
     >>> create_state().alphas_cumprod.shape
     (1000,)
     """
@@ -149,6 +153,14 @@ def set_timesteps(
 
     Returns:
         A new state, with T + j (r - 1) len(range(0, T - j, j)) model calls when only j and r are given.
+
+    Raises:
+        TypeError: a number is not an integer.
+        ValueError: a number is outside its range; with undo="diffusers" T and the jump lengths are clamped
+            or ignored as upstream instead.
+
+    Warns:
+        UserWarning: the chain starts from pure noise where the model expects a visible share of signal.
 
     >>> state = set_timesteps(create_state(), 250)
     >>> state.num_model_calls, len(state.timesteps)
@@ -246,6 +258,9 @@ def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int)
 
     Returns:
         A new state with exactly num_model_calls model calls.
+
+    Raises:
+        TypeError, ValueError: num_model_calls is not an integer, or below 8.
 
     >>> state = set_timesteps_for_budget(create_state(), 64)
     >>> state.num_model_calls, int(state.timesteps[0]), int(state.timesteps[-1])
@@ -379,6 +394,12 @@ def undo_step(
         sample: the noisy image, one level below `timestep`.
         timestep: the timestep stepped last (diffusers' `t_last`), to whose level the sample returns.
         key: a key, or a vector of keys, one for each entry of the leading axis.
+
+    Returns:
+        The sample, of the same shape and dtype.
+
+    Raises:
+        TypeError, ValueError: as `step`.
     """
     check_floating("sample", sample)
     sample = jnp.asarray(sample)
@@ -410,6 +431,12 @@ def add_noise(
         original_samples: [..., H, W, C] or any shape, floating.
         noise: standard Gaussian, of the samples' shape.
         timesteps: in 0..num_train_timesteps-1; a scalar or [1], or [B] for the leading axis.
+
+    Returns:
+        The noisy samples, of the samples' shape and dtype.
+
+    Raises:
+        TypeError, ValueError: on shapes and dtypes other than the above, and timesteps out of range.
     """
     check_state(state)
     check_floating("original_samples", original_samples)
