@@ -270,6 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--unet-config", type=Path, help="architecture, as diffusers' unet/config.json")
     train.add_argument(
         "--init-model",
+        dest="initial_model",
+        metavar="INIT_MODEL",
         help="go on from the weights of this model, which is named as the other commands name --model",
     )
     train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
@@ -292,9 +294,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         spelled = {action.dest: action.option_strings for action in command._actions}
         option_of = {name: options[-1] for name, options in spelled.items() if options}
-        for argument, dest in (("class_labels", "class_label"), ("initial_model", "init_model")):
-            if dest in option_of:
-                option_of[argument] = option_of[dest]
+        if "class_label" in option_of:  # of one picture; of several they are called class_labels
+            option_of["class_labels"] = option_of["class_label"]
         command.set_defaults(option_of=option_of)
     return parser
 

@@ -304,7 +304,7 @@ def train(options: argparse.Namespace) -> int:
         images,
         options.output,
         unet_config=UNet2DConfig.from_file(options.unet_config) if options.unet_config else None,
-        initial_model=options.init_model,
+        initial_model=options.initial_model,
         checkpoint_every=options.checkpoint_every,
     )
     print(f"wrote {model}")

@@ -11,9 +11,9 @@ _IMPLEMENTATION = "threefry2x32"
 
 def check_seed(seed: int) -> None:
     """Refuse what is no seed."""
-    check_int("seed", seed, 0)
-    if seed >= 2**32:
+    if isinstance(seed, int | np.integer) and not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
+    check_int("seed", seed, 0)
 
 
 def seed_key(seed: int) -> jax.Array:

@@ -366,8 +366,6 @@ class RePaintPipeline:
         """Time a model call for one picture, after its compilation: the best of a few."""
         labels = np.zeros(1, np.int32) if self.is_class_conditional or self.classifier is not None else None
         model_fn, params = self.guided_model(self.state.config, labels)
-        if devices := self._devices():
-            params = replicate(params, devices[:1])
         call = jax.jit(model_fn)
         sample = jnp.zeros((1, *self.image_shape))
 
@@ -381,7 +379,8 @@ class RePaintPipeline:
     def digest(self) -> str:
         """Return a digest of all that decides what the model makes, but for a model_fn of your own."""
         digest = hashlib.sha256(repr((self.state.config, self.unet_config)).encode())
-        for leaf in jax.tree.leaves(self.params):
+        of_classifier = None if self.classifier is None else self.classifier.params
+        for leaf in jax.tree.leaves((self.params, of_classifier)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
 

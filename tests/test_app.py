@@ -83,7 +83,7 @@ def test_colour_models_of_any_proportions_and_with_classes_are_served(unet_confi
         ({"painting": paint((384, 384))}, "nothing is painted: paint over what is to be filled"),
         ({"painting": paint((384, 384), (0, 0, 9, 9))}, "nothing is painted: paint over what is to be"),
         ({"seed": None}, "seed is None, expected an integer"),
-        ({"seed": -1}, "seed is -1, expected an integer of at least 0"),
+        ({"seed": -1}, r"seed is -1, expected an integer from 0 to 2\*\*32 - 1"),
         ({"seed": 2**32}, r"seed is 4294967296, expected an integer from 0 to 2\*\*32 - 1"),
         ({"own_schedule": True, "jump_length": 4}, "jump_length is 4, expected less than"),
         (

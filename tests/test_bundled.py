@@ -1,6 +1,5 @@
 """The models that are part of the package: they load, they inpaint, and they are small."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,9 +27,9 @@ def test_bundled_model_fills_its_pictures(name, image_shape, megabytes) -> None:
     paths = pictures_of_model(f"bundled/{name}")
     assert len(paths) == 6
     images = np.stack([image_to_array(open_image(path), image_shape) for path in paths])
-    mask, known = masks.half(*image_shape[:2])[None], image_shape[1] // 2
-    call = partial(pipe, images, np.repeat(mask, 6, axis=0), num_model_calls=8, output_type="jax")
-    results = np.asarray(call(key=jax.random.key(0)).images)
+    mask, known = masks.half(*image_shape[:2]), image_shape[1] // 2
+    made = pipe(images, mask, num_model_calls=8, key=jax.random.key(0), output_type="jax")
+    results = np.asarray(made.images)
     np.testing.assert_array_equal(results[:, :, :known], images[:, :, :known])
     # Eight calls are enough to come nearer than another picture would be.
     errors = np.sqrt(np.mean((results - images)[:, :, known:] ** 2, axis=(1, 2, 3)))

@@ -513,7 +513,7 @@ TWO = ("--num-processes", 2, "--process-id")
             ("--coordinator", "localhost:1"),
             "--coordinator is localhost:1, expected --num-processes and --process-id with it",
         ),
-        (("--seed", -1), "--seed is -1, expected an integer of at least 0"),
+        (("--seed", -1), "--seed is -1, expected an integer from 0 to 2**32 - 1"),
     ],
 )
 def test_options_that_do_not_fit(model_folder, work, options, message, capsys):

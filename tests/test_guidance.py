@@ -278,6 +278,10 @@ def test_a_classifier_of_other_pictures_is_refused(pipe, classifier):
         wider.with_classifier(classifier)
 
 
+def test_the_digest_knows_the_classifier(pipe, classifier):
+    assert pipe.with_classifier(classifier).digest() != pipe.digest()
+
+
 def test_labels_are_refused_where_the_model_takes_embeddings(pipe, image, mask):
     config = dataclasses.replace(pipe.unet_config, class_embed_type="identity")
     embedded = dataclasses.replace(pipe, unet_config=config)

@@ -326,7 +326,7 @@ def test_command_refuses_in_one_line_and_leaves_no_folder(
         ("ema_decay", -0.1, r"ema_decay is -0.1, expected a number in \[0, 1\]"),
         ("prediction_type", "x", "prediction_type is 'x', expected one of epsilon, sample, v_prediction"),
         ("timestep_density", "x", "timestep_density is 'x', expected one of uniform, lognormal"),
-        ("seed", -1, "seed is -1, expected an integer of at least 0"),
+        ("seed", -1, r"seed is -1, expected an integer from 0 to 2\*\*32 - 1"),
         ("seed", 2**32, r"seed is 4294967296, expected an integer from 0 to 2\*\*32 - 1"),
     ],
 )
