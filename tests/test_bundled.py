@@ -19,7 +19,11 @@ def bundled() -> rp.RePaintPipeline:
 
 
 @pytest.mark.parametrize(
-    ("name", "image_shape", "megabytes"), [("fashion_mnist", (28, 28, 1), 4), ("emoji", (32, 32, 3), 12)]
+    ("name", "image_shape", "megabytes"),
+    [
+        ("fashion_mnist", (28, 28, 1), 4),
+        pytest.param("emoji", (32, 32, 3), 12, marks=pytest.mark.slow),
+    ],
 )
 def test_bundled_model_fills_its_pictures(name, image_shape, megabytes) -> None:
     pipe = rp.RePaintPipeline.from_pretrained(f"bundled/{name}")

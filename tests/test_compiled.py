@@ -54,6 +54,7 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_operations_of_an_iteration_are_those_of_its_model_call(chains, call, name) -> None:
     # The analysis counts a loop's body once, and a transcendental function as one operation.
@@ -61,6 +62,7 @@ def test_operations_of_an_iteration_are_those_of_its_model_call(chains, call, na
         assert chains[name].cost_analysis()[kind] < at_most * call.cost_analysis()[kind], kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_memory_is_that_of_a_model_call_and_a_few_samples(chains, call, name) -> None:
     summed_kernels = 4 * (4 * 2 * 2 * 64 * 64)  # of the upsampling, made once before the loop
@@ -68,6 +70,7 @@ def test_memory_is_that_of_a_model_call_and_a_few_samples(chains, call, name) ->
     assert temporary_bytes(chains[name]) < allowed
 
 
+@pytest.mark.slow
 def test_program_and_memory_do_not_grow_with_the_number_of_calls(chains) -> None:
     short, long = chains["64 calls"], chains["4096 calls"]
     rows = 8 * 4 * 4096  # the coefficients, which are sliced call by call
@@ -76,6 +79,7 @@ def test_program_and_memory_do_not_grow_with_the_number_of_calls(chains) -> None
     assert instructions[0] == instructions[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_nothing_leaves_the_device_and_nothing_branches_inside_the_loop(chains, name) -> None:
     text = chains[name].as_text()

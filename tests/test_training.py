@@ -223,6 +223,7 @@ def command(folder: Path, **changed: object) -> list[str]:
     return ["train", str(folder / "pictures"), "-o", str(folder / "run"), "--grey", *words]
 
 
+@pytest.mark.slow
 def test_command_writes_a_model_that_the_pipeline_loads_and_inpaints_with(finished_run, mask) -> None:
     pipe = rp.RePaintPipeline.from_pretrained(finished_run / "run" / "model")
     assert pipe.image_shape == (8, 8, 1)
@@ -230,6 +231,7 @@ def test_command_writes_a_model_that_the_pipeline_loads_and_inpaints_with(finish
     assert len(pipe(picture, mask, 3, jump_n_sample=1, key=jax.random.key(0)).images) == 1
 
 
+@pytest.mark.slow
 def test_command_keeps_a_log_its_settings_and_samples(finished_run) -> None:
     run = finished_run / "run"
     header, row = csv.reader((run / "log.csv").open())
@@ -244,6 +246,7 @@ def test_command_keeps_a_log_its_settings_and_samples(finished_run) -> None:
     assert Image.open(run / "samples" / "step_0000051.png").size > (4 * 8, 4 * 8)
 
 
+@pytest.mark.slow
 def test_finished_run_is_exported_again_without_a_step(finished_run, capsys) -> None:
     weights = finished_run / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
@@ -252,6 +255,7 @@ def test_finished_run_is_exported_again_without_a_step(finished_run, capsys) -> 
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     assert cli.main(command(finished_run, learning_rate=0.5)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
