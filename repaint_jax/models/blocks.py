@@ -168,11 +168,15 @@ class ResnetBlock2D(nnx.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:  # each [B, pixels, heads, channels]
-    """Scaled dot-product attention; of float16 in float32, whose logits would overflow otherwise."""
-    if q.dtype != jnp.float16:
-        return jax.nn.dot_product_attention(q, k, v)
-    q, k, v = (array.astype(jnp.float32) for array in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v).astype(jnp.float16)
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), its logits and softmax in float32.
+
+    Not `jax.nn.dot_product_attention`: with several heads its products run along strided axes, and a CPU
+    takes 2 to 5 times as long for them at 1024 pixels.
+    """
+    q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
+    logits = jnp.einsum("bnqc,bnkc->bnqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
+    return (weights @ v).swapaxes(1, 2)
 
 
 class Attention(nnx.Module):
