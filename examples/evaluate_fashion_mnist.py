@@ -19,7 +19,7 @@ import numpy as np
 
 import repaint_jax as rp
 from repaint_jax.datasets import TEST_IDX_NAME, TRAIN_IDX_NAME, read_idx_images
-from repaint_jax.evaluation import Batch, Images, batches, draw, evaluate, score
+from repaint_jax.evaluation import Images, MaskedBatch, draw, evaluate, masked_batches, score
 from repaint_jax.images import uint8_to_array
 from repaint_jax.score_tables import read_scores, write_tables
 
@@ -67,7 +67,7 @@ def main() -> None:
         ("nearest", partial(nearest, train, options.num_samples), of_nearest),
         ("mean", partial(mean_image, train), of_mean),
     ):
-        for batch in batches(test[:count], options.masks, seed=0):
+        for batch in masked_batches(test[:count], options.masks, seed=0):
             samples = make(batch)
             rows += score(name, batch, samples)
             if batch.start == 0:
@@ -75,11 +75,11 @@ def main() -> None:
     print(write_tables(options.output, rows))
 
 
-def mean_image(train: Images, batch: Batch) -> Images:
+def mean_image(train: Images, batch: MaskedBatch) -> Images:
     return np.broadcast_to(train.mean(0), (len(batch.images), 2, *train.shape[1:]))
 
 
-def nearest(train: Images, count: int, batch: Batch) -> Images:
+def nearest(train: Images, count: int, batch: MaskedBatch) -> Images:
     """Training images nearest to the images on their known pixels."""
 
     def of_image(image: Images, hole: Images) -> Images:

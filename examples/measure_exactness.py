@@ -239,21 +239,21 @@ def budget_transition(config, row, *arrays):
 def white_renoising(config: rp.RePaintSchedulerConfig, num_model_calls: int) -> Sampler:
     """RePaint's own update, denoise and renoise with white noise, on the levels of the budget."""
     budget = call_budget(config, num_model_calls)
-    signal, noise, prev_signal, prev_noise = budget.rows[1:5]
-    below = np.exp(-6.5 / num_model_calls**0.5) * prev_signal * noise / signal
+    signal, noise, next_signal, next_noise = budget.rows[1:5]
+    below = np.exp(-6.5 / num_model_calls**0.5) * next_signal * noise / signal
     rows = (
         *budget.rows[:5],
-        np.minimum(below, prev_noise),
-        np.sqrt(np.maximum(prev_noise**2 - below**2, 0)),
+        np.minimum(below, next_noise),
+        np.sqrt(np.maximum(next_noise**2 - below**2, 0)),
     )
     return budget._replace(name="levels alone", transition=white_renoising_transition, rows=rows)
 
 
 def white_renoising_transition(config, row, eps, sample, previous_z, image, mask, z):
-    _, signal, noise, prev_signal, prev_noise, below, renoising = row
+    _, signal, noise, next_signal, next_noise, below, renoising = row
     x0 = (sample - noise * eps) / signal
-    unknown = prev_signal * x0 + below * eps + renoising * z
-    return mask * (prev_signal * image + prev_noise * z) + (1 - mask) * unknown
+    unknown = next_signal * x0 + below * eps + renoising * z
+    return mask * (next_signal * image + next_noise * z) + (1 - mask) * unknown
 
 
 def as_sampler(name, state, transition, rows) -> Sampler:

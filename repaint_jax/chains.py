@@ -53,7 +53,7 @@ class ChainRunner:
         self._state, self._model_of = state, model_of
         self._rows = batch_size  # at a time; fewer once a device's memory was too small
         self._checkpoint_every = checkpoint_every
-        self._models: dict[tuple[int, jax.Device], tuple[Callable[..., jax.Array], Any]] = {}
+        self._models: dict[jax.Device, tuple[int, Any, Any]] = {}  # rows, model_fn, params
         self._placing = Lock()
         self._free: SimpleQueue[jax.Device] = SimpleQueue()
         for device in self.devices:
@@ -99,15 +99,16 @@ class ChainRunner:
         device: jax.Device,
     ) -> NDArray[np.float32]:
         with self._placing:  # arrays that several threads copy at once come out broken
-            if (rows, device) not in self._models:
-                model_fn, params = self._model_of(rows)
-                self._models[rows, device] = model_fn, jax.device_put(params, device)
+            placed_rows, model_fn, params = self._models.pop(device, (0, None, None))
+            if placed_rows != rows:
+                model_fn, params = self._model_of(rows)  # what was placed for more rows is let go of
+                params = jax.device_put(params, device)
+            self._models[device] = rows, model_fn, params
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
             image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
-            arguments = *self._models[rows, device], image, mask, keys_of_data(key)
-            parts.append(self._chain(name, *arguments))
+            parts.append(self._chain(name, model_fn, params, image, mask, keys_of_data(key)))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(

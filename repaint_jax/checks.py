@@ -34,11 +34,6 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name} is an unhashable {type(value).__name__}, expected a function") from None
 
 
-def working_dtype(dtype: Any) -> Any:
-    """Return float32, or `dtype` where it is wider: half precision cannot hold the coefficients."""
-    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
-
-
 def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
     """Refuse images and masks that are not floating, and masks that do not fit their image."""
     check_floating("original_image", original_image)

@@ -245,7 +245,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pt file")
     convert.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     convert.add_argument(
-        "--config", type=Path, help="the .yml file of its dataset, unless it is one of the 256 px models"
+        "--config",
+        type=Path,
+        dest="settings",
+        help="the .yml file of its dataset, unless it is one of the 256 px models",
     )
     convert.add_argument(
         "--dtype", default="float32", choices=("float32", "float16"), help="of the stored weights"

@@ -276,7 +276,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     """Turn an official checkpoint into a folder."""
-    pretrained.convert(options.checkpoint, options.output, settings=options.config, dtype=options.dtype)
+    pretrained.convert(options.checkpoint, options.output, settings=options.settings, dtype=options.dtype)
     print(f"wrote {options.output}")
     return 0
 

@@ -68,8 +68,8 @@ class CorrelatedCoefficients(NamedTuple):
     timestep: jax.Array  # int32, what the model is told
     signal: jax.Array  # sqrt(a)
     noise: jax.Array  # sqrt(1 - a)
-    prev_signal: jax.Array  # sqrt(p)
-    prev_noise: jax.Array  # sqrt(p) s'
+    next_signal: jax.Array  # sqrt(p)
+    next_noise: jax.Array  # sqrt(p) s'
     direction: jax.Array  # sqrt(p) min(s', s/3)
     renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
     correction: jax.Array  # G, and 0 in a call that goes to clean
@@ -96,11 +96,11 @@ def correlated_transition(
     )
     prediction, _ = split_model_output(config, model_output, sample)
     x0, eps = predict(config, row, prediction, sample, noise_of_clipped=True)
-    unknown = row.prev_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
+    unknown = row.next_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
     in_reach = _in_reach(config, row, original_image)
     y = original_image + in_reach * row.correction * (original_image - x0)
     feedback = in_reach * _FEEDBACK
-    known = row.prev_signal * y + row.prev_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
+    known = row.next_signal * y + row.next_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
     return mask * known + (1 - mask) * unknown, x0
 
 
@@ -111,7 +111,7 @@ def _in_reach(
     if not config.clip_sample:
         return jnp.ones_like(original_image)
     limit = config.clip_sample_range
-    in_reach = (jnp.abs(original_image) < limit) | (row.prev_noise >= limit * row.prev_signal)
+    in_reach = (jnp.abs(original_image) < limit) | (row.next_noise >= limit * row.next_signal)
     return in_reach.astype(original_image.dtype)
 
 
@@ -139,8 +139,8 @@ def correlated_coefficients(config: RePaintSchedulerConfig, num_model_calls: int
         timestep=jnp.asarray(timesteps, jnp.int32),
         signal=store(np.sqrt(a)),
         noise=store(np.sqrt(1 - a)),
-        prev_signal=store(np.sqrt(p)),
-        prev_noise=store(np.sqrt(p) * next_sigma),
+        next_signal=store(np.sqrt(p)),
+        next_noise=store(np.sqrt(p) * next_sigma),
         direction=store(np.sqrt(p) * direction),
         renoising=store(np.sqrt(p) * sigma * amplitude / 2),
         correction=store(np.where(next_sigma == 0, 0.0, _CORRECTION)),
@@ -155,7 +155,7 @@ def dwelling_timesteps(
     Between the largest sigma and the smallest the density over ln sigma is proportional to
     b + exp(-(ln(sigma/c)/w)^2); each level is moved to the nearest training timestep.
     """
-    log_sigma = 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+    log_sigma = noise.log_sigma(alphas_cumprod)
     grid = np.linspace(log_sigma[0], min(log_sigma[-1], np.log(_LARGEST_SIGMA)), 4096)
     density = _DENSITY_ELSEWHERE + np.exp(-(((grid - np.log(_DWELL_SIGMA)) / _DWELL_WIDTH) ** 2))
     passed = np.append(0.0, np.cumsum((density[1:] + density[:-1]) / 2))

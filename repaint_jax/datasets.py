@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from repaint_jax.checks import check_int
-from repaint_jax.images import PIL_MODES, open_image
+from repaint_jax.images import open_image
 
 TRAIN_IDX_NAME = "train-images-idx3-ubyte.gz"
 TEST_IDX_NAME = "t10k-images-idx3-ubyte.gz"
@@ -37,7 +37,7 @@ def read_images(
     names = picture_names(folder)
     if not names:
         raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
-    mode = PIL_MODES[1 if grey else 3]
+    mode = "L" if grey else "RGB"
     return np.stack([_central_square(open_image(folder / name), image_size, mode) for name in names])
 
 

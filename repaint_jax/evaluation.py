@@ -40,7 +40,7 @@ class ImageScores(NamedTuple):
     metrics: dict[str, float]
 
 
-class Batch(NamedTuple):
+class MaskedBatch(NamedTuple):
     """Some of the images under one mask."""
 
     mask_name: str
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         return set(range(self.start, self.start + len(self.images)))
 
 
-def batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[Batch]:
+def masked_batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[MaskedBatch]:
     """Go through images [N, H, W, C], each under masks of these `masks.NAMES`.
 
     A random mask, and a key, depend on the seed and the image's number alone.
@@ -67,7 +67,7 @@ def batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[Ba
         keys = jax.vmap(jax.random.fold_in, (None, 0))(seed_key(seed), numbers)
         for name in mask_names:
             holes = np.stack([masks.by_name(name, height, width, key) for key in keys])
-            yield Batch(name, start, chosen, holes, keys)
+            yield MaskedBatch(name, start, chosen, holes, keys)
 
 
 class Sampler:
@@ -91,19 +91,19 @@ class Sampler:
         for leaf in jax.tree.leaves(state.schedule):
             self._digest.update(np.asarray(leaf).tobytes())
 
-    def digest(self, batch: Batch) -> str:
+    def digest(self, batch: MaskedBatch) -> str:
         """Return a digest of all that a batch's samples are made of."""
         digest = self._digest.copy()
         for part in (batch.images, batch.holes, jax.random.key_data(batch.keys)):
             digest.update(np.asarray(part).tobytes())
         return digest.hexdigest()[:16]
 
-    def path(self, batch: Batch) -> Path:
+    def path(self, batch: MaskedBatch) -> Path:
         """Return where a batch's samples are kept."""
         name = f"{self._setting.replace('/', '-')}_{batch.start:05d}_{self.digest(batch)}.npy.gz"
         return self._folder / batch.mask_name / name
 
-    def inpaint(self, batch: Batch, progress: Callable[[int], None]) -> None:
+    def inpaint(self, batch: MaskedBatch, progress: Callable[[int], None]) -> None:
         """Inpaint a batch and keep the samples."""
         samples = self._pipe(
             batch.images,
@@ -117,7 +117,7 @@ class Sampler:
         with whole_file(self.path(batch)) as unfinished, gzip.open(unfinished, "wb") as file:
             np.save(file, np.asarray(samples, np.float16))
 
-    def samples(self, batch: Batch) -> Images:
+    def samples(self, batch: MaskedBatch) -> Images:
         """Read the samples [N, num_samples, H, W, C] of a batch that was inpainted."""
         try:
             with gzip.open(self.path(batch)) as file:
@@ -160,12 +160,13 @@ def evaluate(
     earlier: dict[tuple[str, str], dict[int, ImageScores]] = {}
     for row in known:
         if metrics <= row.metrics.keys():
-            earlier.setdefault((row.mask, row.samples), {})[row.image] = row
+            comparable = row._replace(metrics={name: row.metrics[name] for name in metrics})
+            earlier.setdefault((row.mask, row.samples), {})[row.image] = comparable
     samplers = {name: Sampler(pipe, name, num_samples, folder / "samples") for name in settings}
     wanted = [
         (name, batch, (batch.mask_name, samplers[name].digest(batch)))
         for name, count in settings.items()
-        for batch in batches(images[:count], mask_names, seed)
+        for batch in masked_batches(images[:count], mask_names, seed)
     ]
     missing = [
         (samplers[name], batch)
@@ -194,7 +195,7 @@ def evaluate(
     return rows
 
 
-def score(name: str, batch: Batch, samples: Images, digest: str = "") -> Iterator[ImageScores]:
+def score(name: str, batch: MaskedBatch, samples: Images, digest: str = "") -> Iterator[ImageScores]:
     """Score a batch's samples [N, num_samples, H, W, C], each image's by `metrics`.
 
     The mean LPIPS of an image's samples is another metric where its weights are installed.
@@ -212,7 +213,7 @@ def score(name: str, batch: Batch, samples: Images, digest: str = "") -> Iterato
         yield ImageScores(name, batch.mask_name, batch.start + k, digest, metrics)
 
 
-def draw(name: str, batch: Batch, samples: Images, folder: Path) -> None:
+def draw(name: str, batch: MaskedBatch, samples: Images, folder: Path) -> None:
     """Draw a batch's samples into the folder, in a picture named after its mask and `name`."""
     grid = inpainting_grid(batch.images, batch.holes, samples)
     save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")

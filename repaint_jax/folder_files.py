@@ -125,12 +125,13 @@ def record_settings(output: Path, settings: Mapping[str, Any], results: Sequence
                 f"output is {output}, which holds results without their settings in {RECORD}, expected "
                 "another folder"
             )
-        name = next(name for name in {**recorded, **settings} if recorded.get(name) != settings.get(name))
-        raise ValueError(
-            f"output is {output}, which holds results of other settings: {name} is "
-            f"{recorded.get(name)!r} there and {settings.get(name)!r} here; expected another folder, or "
-            f"{path} to be corrected"
-        )
+        for name in {**recorded, **settings}:
+            there, here = recorded.get(name), settings.get(name)
+            if there != here:
+                raise ValueError(
+                    f"output is {output}, which holds results of other settings: {name} is {there!r} there "
+                    f"and {here!r} here; expected another folder, or {path} to be corrected"
+                )
     versions = {name: version(name) for name in ("repaint_jax", "jax", "jaxlib", "numpy", "pillow")}
     with whole_file(path) as unfinished:
         write_json(unfinished, {"settings": settings, "versions": versions})

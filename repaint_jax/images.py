@@ -11,7 +11,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repaint_jax.files import whole_file
 
-PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def pil_mode(image_shape: tuple[int, int, int]) -> str:
+    """Return the mode of pictures of a shape, or refuse a number of channels that no picture has."""
+    channels = image_shape[-1]
+    if channels not in _PIL_MODES:
+        raise ValueError(f"PIL images have 1 to 4 channels, the model's have {channels}: use arrays")
+    return _PIL_MODES[channels]
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -42,9 +50,8 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
     Raises:
         ValueError: on another size, another number of channels, and values outside the range.
     """
-    channels = image_shape[-1]
     if isinstance(image, Image.Image):
-        image = _converted("image", image, PIL_MODES[channels])
+        image = _converted("image", image, pil_mode(image_shape))
     array = _as_array("image", image)
     if array.ndim == 2:
         array = array[..., None]
@@ -113,10 +120,11 @@ def resize_together(
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Resize pictures and masks to the model's height and width, whatever their proportions.
 
-    Masks stay black and white when thresholded. Each image and its mask must be of one size before, so that
-    the mask covers what it was drawn over.
+    A pixel that anything to be filled has gone into is itself to be filled: what is to vanish leaves no
+    trace in what is known, and no hole is too small. Each image and its mask must be of one size before,
+    so that the mask covers what it was drawn over.
     """
-    height, width, channels = image_shape
+    height, width, _ = image_shape
     for name, pictures in (("image", images), ("mask", masks)):
         for picture in pictures:
             if not isinstance(picture, Image.Image):
@@ -126,13 +134,24 @@ def resize_together(
             raise ValueError(
                 f"mask is of size {mask.size}, expected {image.size} as its image, to be resized with it"
             )
+
+    def resized(picture: Image.Image) -> Image.Image:
+        # Neither filter has negative weights, which in a mask would hide what they weigh.
+        shrinks = picture.width >= width and picture.height >= height
+        return picture.resize(
+            (width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
+        )
+
+    def resized_mask(mask: Image.Image) -> Image.Image:
+        missing = np.asarray(_converted("mask", mask, "L")) < 128
+        share = np.asarray(resized(Image.fromarray(missing.astype(np.float32))))
+        return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
+
     # Converted first: the colours of a palette have no mean.
-    converted = (
-        [_converted("image", image, PIL_MODES[channels]) for image in images],
-        [_converted("mask", mask, "L") for mask in masks],
+    return (
+        [resized(_converted("image", image, pil_mode(image_shape))) for image in images],
+        [resized_mask(mask) for mask in masks],
     )
-    resized = [[p.resize((width, height), Image.Resampling.LANCZOS) for p in part] for part in converted]
-    return resized[0], resized[1]
 
 
 def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

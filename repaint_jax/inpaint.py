@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from repaint_jax.checks import (
     check_callable,
@@ -13,10 +14,9 @@ from repaint_jax.checks import (
     check_image_and_mask,
     check_int,
     check_like_image,
-    working_dtype,
 )
 from repaint_jax.correlated import CorrelatedCoefficients, correlated_transition
-from repaint_jax.keys import gaussian, is_key_vector
+from repaint_jax.keys import gaussian, is_key_vector, working_dtype
 from repaint_jax.scheduler import RePaintSchedulerState, schedule_of
 from repaint_jax.transition import reverse_transition
 
@@ -221,11 +221,19 @@ def continue_chain(
     >>> bool((carry.sample == inpaint(state, *arguments)).all())
     True
     """
-    schedule_of(state)
+    is_budget = isinstance(schedule_of(state), CorrelatedCoefficients)
     _check_arguments(model_fn, original_image, mask, key, progress)
     if not isinstance(carry, ChainCarry):
         raise TypeError(f"carry is {carry!r}, expected a ChainCarry, as start_chain makes")
     check_like_image("carry.sample", carry.sample, original_image)
+    if is_budget != (carry.previous_noise is not None):
+        raise ValueError(
+            "carry belongs to a chain of set_timesteps, and state to one of set_timesteps_for_budget"
+            if is_budget
+            else "carry belongs to a chain of set_timesteps_for_budget, and state to one of set_timesteps"
+        )
+    if carry.previous_noise is not None:
+        check_like_image("carry.previous_noise", carry.previous_noise, original_image)
     check_int("num_calls", num_calls, 1)
     left = state.num_model_calls or 0
     if not isinstance(carry.calls_done, jax.core.Tracer):
@@ -246,6 +254,8 @@ def continue_chain(
 def _checked_preview_calls(
     preview_calls: Sequence[int] | None, bound: str, num_calls: int
 ) -> tuple[int, ...]:
+    if not isinstance(preview_calls, Sequence | np.ndarray | None):
+        raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
     calls = () if preview_calls is None else tuple(preview_calls)
     if len(set(calls)) != len(calls):
         raise ValueError(f"preview_calls is {calls}, expected each call once")

@@ -1,5 +1,7 @@
 """Random keys: one for a whole array, or a vector of them with a stream for each entry of a batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,11 @@ def seed_key(seed: int) -> jax.Array:
 def keys_of_data(data: jax.Array) -> jax.Array:
     """Return the keys of `seed_key`'s kind whose data these are."""
     return jax.random.wrap_key_data(data, impl=_IMPLEMENTATION)
+
+
+def working_dtype(dtype: Any) -> Any:
+    """Return float32, or `dtype` where it is wider: half precision cannot hold the coefficients."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

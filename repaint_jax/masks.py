@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from repaint_jax.checks import check_floating, check_int
+from repaint_jax.keys import is_key_vector
 
 
 def half(height: int, width: int) -> jax.Array:
@@ -72,15 +73,13 @@ def feather(mask: jax.Array, radius: int) -> jax.Array:
     """Soften the edges of a mask: kept pixels near the hole fade to it.
 
     Args:
-        mask: [height, width, 1] of zeros and ones. The hole stays 0.
+        mask: [..., height, width, 1], floating, of zeros and ones. The hole stays 0.
         radius: pixels that fade; at distance d <= radius from the hole, the larger of the distances in
             rows and columns, the result is d / (radius + 1), beyond it 1.
     """
+    _check_mask(mask)
     check_int("radius", radius, 0)
-    eroded = [
-        jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, (2 * k + 1, 2 * k + 1, 1), (1, 1, 1), "SAME")
-        for k in range(radius + 1)
-    ]
+    eroded = [_smallest(jnp.asarray(mask), 2 * k + 1, 1, "SAME") for k in range(radius + 1)]
     return jnp.mean(jnp.stack(eroded), axis=0)
 
 
@@ -102,25 +101,33 @@ def downsample(mask: jax.Array, factor: int, margin: int = 0) -> jax.Array:
     >>> downsample(half(8, 12), 4)[..., 0].tolist()
     [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     """
-    check_floating("mask", mask)
+    _check_mask(mask)
     check_int("factor", factor, 1)
     check_int("margin", margin, 0)
     shape = jnp.shape(mask)
-    if len(shape) < 3 or shape[-1] != 1:
-        raise ValueError(f"mask has shape {shape}, expected (..., height, width, 1)")
     if 0 in shape or shape[-3] % factor or shape[-2] % factor:
         raise ValueError(f"mask has shape {shape}, expected sides that are multiples of factor={factor}")
+    known = _smallest(jnp.asarray(mask), factor, factor, "VALID")
+    return _smallest(known, 2 * margin + 1, 1, "SAME")
 
-    def smallest(array: jax.Array, side: int, stride: int, padding: str) -> jax.Array:
-        ones = (1,) * (array.ndim - 3)
-        window, strides = (*ones, side, side, 1), (*ones, stride, stride, 1)
-        return jax.lax.reduce_window(array, jnp.inf, jax.lax.min, window, strides, padding)
 
-    known = smallest(jnp.asarray(mask), factor, factor, "VALID")
-    return smallest(known, 2 * margin + 1, 1, "SAME")
+def _smallest(mask: jax.Array, side: int, stride: int, padding: str) -> jax.Array:
+    """Return the smallest value in each square window."""
+    ones = (1,) * (mask.ndim - 3)
+    window, strides = (*ones, side, side, 1), (*ones, stride, stride, 1)
+    return jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, window, strides, padding)
+
+
+def _check_mask(mask: jax.Array) -> None:
+    check_floating("mask", mask)
+    shape = jnp.shape(mask)
+    if len(shape) < 3 or shape[-1] != 1:
+        raise ValueError(f"mask has shape {shape}, expected (..., height, width, 1)")
 
 
 def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:
+    for name, side in (("height", height), ("width", width)):
+        check_int(name, side, 1)
     return jnp.broadcast_to(keep, (height, width)).astype(jnp.float32)[..., None]
 
 
@@ -137,6 +144,8 @@ def _strokes(
     thickness: tuple[float, float],
 ) -> jax.Array:
     """Draw random polylines; lengths and thicknesses are shares of the shorter side."""
+    if is_key_vector(key):
+        raise ValueError(f"key is a vector of {len(key)} keys, expected one")
     side = min(height, width)
     start_key, angle_key, length_key, thickness_key = jax.random.split(key, 4)
     start = jax.random.uniform(start_key, (strokes, 1, 2)) * jnp.array([height, width])

@@ -40,6 +40,11 @@ def alphas_cumprod(betas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
     return np.cumprod(1 - np.asarray(betas, np.float64), dtype=np.float64)
 
 
+def log_sigma(alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of sigma = sqrt((1 - abar)/abar), the noise beside a signal that is not scaled down."""
+    return 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+
+
 def ladder(
     spacing: str, num_train_timesteps: int, num_inference_steps: int
 ) -> NDArray[np.int64]:  # [num_inference_steps], increasing

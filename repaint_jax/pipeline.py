@@ -14,10 +14,10 @@ from flax import nnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from repaint_jax.checks import check_int
+from repaint_jax.checks import check_callable, check_int
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.devices import replicate, shard_batch
-from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, resize_together
+from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, pil_mode, resize_together
 from repaint_jax.inpaint import ChainCarry, continue_chain, inpaint, start_chain
 from repaint_jax.keys import is_key_vector
 from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
@@ -186,7 +186,8 @@ class RePaintPipeline:
             num_inference_steps: see `set_timesteps`, as for jump_length and jump_n_sample. Where one of
                 these four is given the chain is RePaint's, and the others are diffusers' 250, 0, 10 and
                 10; where none is, it is that of a call budget.
-            eta: share of DDPM's noise in a step, in [0, 1].
+            eta: share of DDPM's noise in a step, in [0, 1]; not that of the scheduler's config, but 0 where
+                it is not given.
             jump_length: inference steps that a jump goes back up.
             jump_n_sample: passes through each stretch of jump_length steps.
             num_model_calls: the budget, instead of the four; see `set_timesteps_for_budget`.
@@ -216,7 +217,7 @@ class RePaintPipeline:
             ValueError: on pictures and masks that do not fit the model or each other.
             FloatingPointError: the result is not finite.
         """
-        _check_output_type(output_type)
+        self._check_output_type(output_type)
         chain = self._chain(
             image,
             mask_image,
@@ -253,6 +254,7 @@ class RePaintPipeline:
         jump_length: int | None = None,
         jump_n_sample: int | None = None,
         *,
+        key: jax.Array,
         num_model_calls: int | None = None,
         output_type: str = "pil",
         **options: Any,
@@ -264,16 +266,21 @@ class RePaintPipeline:
 
         Args:
             image: as for a call, like the other named arguments.
-            options: `key` and, where wanted, `num_samples`, `resize`, `class_labels`, `guidance_scale`,
-                `null_label`, `cond_fn` and `cond_params`.
+            options: `num_samples`, `resize`, `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and
+                `cond_params`.
+
+        Raises:
+            TypeError, ValueError: at once, as a call does.
         """
-        _check_output_type(output_type)
+        self._check_output_type(output_type)
         state = self.set_timesteps(
             num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
         )
-        chain = self._chain(image, mask_image, state, **options)
+        return self._watched(self._chain(image, mask_image, state, key=key, **options), output_type)
+
+    def _watched(self, chain: _Chain, output_type: str) -> Iterator[WatchedPictures]:
+        state, *_, images, masks, keys = chain.arguments
         total = state.num_model_calls or 0
-        images, masks, keys = chain.arguments[3:]
         carry = start_chain(state, images, keys)
         if chain.devices:
             # Put where the calls put it: what lies elsewhere is compiled for once more.
@@ -284,6 +291,12 @@ class RePaintPipeline:
             pictures = jnp.where(masks == 1, images, previews[0]) if calls_done < total else carry.sample
             pictures = _finite(pictures[: chain.num_results])
             yield WatchedPictures(calls_done, total, _as_output(pictures, output_type))
+
+    def _check_output_type(self, output_type: str) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+        if output_type == "pil":
+            pil_mode(self.image_shape)
 
     def _chain(
         self,
@@ -406,7 +419,8 @@ class RePaintPipeline:
         classifier_classes = None if self.classifier is None else self.classifier.num_classes
         num_classes = min(model_classes or np.inf, classifier_classes or np.inf)
         if labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"{name} is {class_labels!r}, expected labels from 0 to {num_classes - 1}")
+            bound = f" to {num_classes - 1}" if num_classes < np.inf else ""
+            raise ValueError(f"{name} is {class_labels!r}, expected labels from 0{bound}")
         return np.broadcast_to(labels.astype(np.int32), (num_images,))
 
     def guided_model(
@@ -454,14 +468,10 @@ class RePaintPipeline:
             cond_fn = ClassifierGradient(self.classifier.classifier_fn)
             cond_params = (self.classifier.params, class_labels)
         if cond_fn is not None:
+            check_callable("cond_fn", cond_fn)
             model_fn = ClassifierGuidance(model_fn, cond_fn, config)
             params = (params, cond_params, guidance_scale)
         return model_fn, params
-
-
-def _check_output_type(output_type: str) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 
 
 def _finite(images: jax.Array) -> jax.Array:

@@ -6,23 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.files import whole_file
-from repaint_jax.scheduler import RePaintSchedulerState
+from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, schedule_of
 
 
 def chain_path(
     state: RePaintSchedulerState,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # both [n]
-    """Return the levels that a chain passes, and how many model calls lead to each.
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # both [2 * num_model_calls]
+    """Return the number of model calls, and the noise in the sample, before and after each call.
 
-    A level is sqrt(1 - abar), the standard deviation of the noise in the sample: 1 is nothing but noise, 0
-    the clean image, where the path ends. A jump back up takes no model call.
+    The noise is given as sqrt(1 - abar), its standard deviation: 1 is nothing but noise, 0 the clean image,
+    where the path ends. A jump back up takes no model call.
     """
-    timesteps = np.asarray(state.timesteps)
-    noise = np.append(np.asarray(state.sqrt_one_minus_alphas_cumprod, np.float64), 0.0)
-    passed = np.append(timesteps[timesteps >= 0], -1)
-    is_call = np.diff(passed) <= 0
-    calls = np.concatenate([[0], np.cumsum(is_call)])
-    return calls, noise[passed]
+    schedule = schedule_of(state)
+    if isinstance(schedule, ResamplingSchedule):
+        noise = np.append(schedule.levels.noise, np.float32(0))  # the last is that of level -1
+        levels = np.asarray(schedule.call_levels)
+        before, after = noise[levels], noise[levels - 1]
+    else:
+        before = np.asarray(schedule.noise)
+        after = np.append(before[1:], np.float32(0))
+    calls = np.arange(len(before))
+    return np.stack([calls, calls + 1], axis=1).ravel(), np.stack([before, after], axis=1).ravel()
 
 
 def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:

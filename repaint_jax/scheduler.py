@@ -20,7 +20,6 @@ from repaint_jax.checks import (
     check_image_and_mask,
     check_int,
     check_like_image,
-    working_dtype,
 )
 from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.correlated import (
@@ -28,7 +27,7 @@ from repaint_jax.correlated import (
     correlated_coefficients,
     correlated_transition,
 )
-from repaint_jax.keys import gaussian
+from repaint_jax.keys import gaussian, working_dtype
 from repaint_jax.transition import (
     LevelCoefficients,
     level_coefficients,
@@ -249,12 +248,13 @@ def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int)
     other, one level a call and without jumps, and uses each draw of noise twice. The equations and
     their sources (Leimkuhler and Matthews 2013; DDNM, Wang et al. 2023; RePaint) are in
     `repaint_jax.correlated`. `inpaint` runs it like any other schedule, `budget_step` by hand. Of the
-    config only the betas, the prediction and its clipping matter; eta, the spacing, undo and the order
-    of the known region belong to the other chain.
+    config only the betas, the prediction and its clipping matter, and whether the model returns a
+    learned variance, which is not used; eta, the spacing, undo and the order of the known region
+    belong to the other chain.
 
     Args:
         state: any state; a schedule it has is replaced.
-        num_model_calls: at least 8. More calls than the model has timesteps visit some of them again.
+        num_model_calls: at least 8. With many of them, neighbouring calls share a timestep.
 
     Returns:
         A new state with exactly num_model_calls model calls.

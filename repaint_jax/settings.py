@@ -42,5 +42,8 @@ def with_setting(pipe: RePaintPipeline, name: str) -> tuple[RePaintPipeline, dic
             f"setting is {name!r}, expected a number of model calls, STEPS/JUMP_LENGTH/JUMP_N_SAMPLE, "
             "the same with /ETA, 'paper' or 'diffusers'"
         ) from None
-    pipe.set_timesteps(**schedule)
+    try:
+        pipe.set_timesteps(**schedule)
+    except ValueError as error:
+        raise ValueError(f"setting {name!r}: the {error}") from None
     return pipe, schedule

@@ -5,6 +5,7 @@ changes is in `TrainState`, so a run that was stopped and resumed ends with the 
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -136,7 +137,7 @@ def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) ->
     uniform = np.full(len(alphas_cumprod), 1 / len(alphas_cumprod))
     if density == "uniform":
         return uniform
-    log_sigma = 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+    log_sigma = noise.log_sigma(alphas_cumprod)
     lognormal = np.exp(-0.5 * ((log_sigma + 0.5) / 1.5) ** 2) * np.gradient(log_sigma)
     return 0.9 * lognormal / lognormal.sum() + 0.1 * uniform
 
@@ -280,7 +281,15 @@ def train_unet2d(
     check_int("checkpoint_every", checkpoint_every, 1)
     unet, scheduler_config = _untrained(config, images.shape[1:], unet_config, initial_model)
     _check_batches(config, images)
-    _check_same_run(output, config, unet.config)
+    _check_same_run(
+        output,
+        {
+            "training": dataclasses.asdict(config),
+            "unet": unet.config.to_dict(),
+            "scheduler": scheduler_config.to_dict(),
+            "data": {"digest of the pictures": hashlib.sha256(images.tobytes()).hexdigest()[:16]},
+        },
+    )
     model_fn, params = nnx_model_fn(unet)
     sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
     (output / "samples").mkdir(exist_ok=True)
@@ -391,14 +400,13 @@ def _check_batches(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
         raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
 
 
-def _check_same_run(output: Path, config: TrainingConfig, unet_config: UNet2DConfig) -> None:
+def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     """Write the run's settings beside its checkpoints, or refuse to go on with other ones."""
-    settings = {"training": dataclasses.asdict(config), "unet": unet_config.to_dict()}
     settings = json.loads(json.dumps(settings))
     path = output / "training_config.json"
     if path.exists():
         before = read_json(path)
-        for section in settings:
+        for section in settings.keys() & before.keys():  # older runs have fewer
             for name, value in settings[section].items():
                 earlier = before.get(section, {}).get(name)
                 if name != "num_steps" and earlier != value:

@@ -167,6 +167,25 @@ def test_images_and_masks_are_resized_to_the_height_and_width_of_the_model():
         assert [(one.size, one.mode) for one in resized_masks] == [((3, 2), "L")]
 
 
+@pytest.mark.parametrize("side", [280, 100, 33, 28, 20, 7])
+def test_what_is_to_vanish_leaves_no_trace_in_known_pixels_of_any_size(side: int):
+    pixels, keep = np.full((side, side), 100, np.uint8), np.full((side, side), 255, np.uint8)
+    hole = slice(side // 3, side // 3 + max(1, side // 5))
+    pixels[hole, hole], keep[hole, hole] = 255, 0
+    ((image,), (mask,)) = resize_together([Image.fromarray(pixels)], [Image.fromarray(keep)], (28, 28, 1))
+    known = np.asarray(mask) == 255
+    assert np.isin(np.asarray(mask), [0, 255]).all()
+    assert 0.5 < known.mean() < 1
+    np.testing.assert_array_equal(np.asarray(image)[known], 100)
+
+
+def test_no_hole_is_too_small_to_be_resized():
+    keep = np.full((2800, 2800), 255, np.uint8)
+    keep[1234, 567] = 0
+    _, (mask,) = resize_together([Image.new("L", (2800, 2800))], [Image.fromarray(keep)], (28, 28, 1))
+    assert (np.asarray(mask) == 0).any()
+
+
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [

@@ -484,6 +484,7 @@ def test_initial_sample_of_another_shape_is_refused(state, image, mask, shape):
         ((1.0,), TypeError, "preview_calls is 1.0, expected an integer"),
         ((True,), TypeError, "preview_calls is True, expected an integer"),
         ((2, 2), ValueError, "preview_calls is (2, 2), expected each call once"),
+        (3, TypeError, "preview_calls is 3, expected a sequence of integers"),
     ],
 )
 def test_preview_calls_that_are_none_are_refused(state, image, mask, preview_calls, error, message: str):
@@ -628,6 +629,15 @@ def test_a_chain_of_other_images_is_refused(image, mask):
     state = STRETCHED["budget"]
     carry = rp.start_chain(state, image[:4], KEY)
     with pytest.raises(ValueError, match=r"carry.sample has shape \(4, 8, 1\), expected original_image's"):
+        rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, carry, 3)
+    other = rp.start_chain(STRETCHED["resampling"], image, KEY)
+    with pytest.raises(ValueError, match="carry belongs to a chain of set_timesteps, and state to one of"):
+        rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, other, 3)
+    carry = rp.start_chain(state, image, KEY)
+    with pytest.raises(ValueError, match="carry belongs to a chain of set_timesteps_for_budget, and"):
+        rp.continue_chain(STRETCHED["resampling"], model_fn, PARAMS, image, mask, KEY, carry, 3)
+    carry = carry._replace(previous_noise=carry.previous_noise[:4])
+    with pytest.raises(ValueError, match=r"carry.previous_noise has shape \(4, 8, 1\), expected orig"):
         rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, carry, 3)
     with pytest.raises(TypeError, match="carry is None, expected a ChainCarry"):
         rp.continue_chain(state, model_fn, PARAMS, image, mask, KEY, None, 3)

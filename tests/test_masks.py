@@ -122,3 +122,20 @@ def test_the_mask_of_latents_keeps_its_dtype():
 def test_downsample_refuses(mask, arguments, error: type, message: str):
     with pytest.raises(error, match=message):
         masks.downsample(mask, *arguments)
+
+
+def test_masks_and_soft_edges_refuse():
+    with pytest.raises(ValueError, match=r"mask has shape \(8, 8\), expected \(..., height, width, 1\)"):
+        masks.feather(np.ones((8, 8), np.float32), 2)
+    with pytest.raises(TypeError, match=r"height is 8\.5, expected an integer"):
+        masks.half(8.5, 8)
+    with pytest.raises(ValueError, match="width is -8, expected an integer of at least 1"):
+        masks.wide(8, -8, jax.random.key(0))
+    with pytest.raises(TypeError, match="key has dtype int32, expected a key"):
+        masks.wide(8, 8, 0)
+
+
+def test_soft_edges_of_a_batch_are_those_of_each_mask():
+    both = np.stack([masks.half(8, 8), masks.expand(8, 8)])
+    for soft, mask in zip(masks.feather(both, 2), both, strict=True):
+        np.testing.assert_array_equal(soft, masks.feather(mask, 2))

@@ -45,9 +45,9 @@ def test_diffusers_is_what_its_preset_makes(pipe):
             for name in ("", "x", "6.5", "250/10", "a/b/c")
         ),
         ("250/10/10/1/1", "setting is '250/10/10/1/1', expected a number of"),
-        ("7", "num_model_calls is 7"),
-        ("2000/10/10", "num_inference_steps is 2000"),
-        ("250/10/10/2", "eta is 2.0"),
+        ("7", "setting '7': the num_model_calls is 7"),
+        ("2000/10/10", "setting '2000/10/10': the num_inference_steps is 2000"),
+        ("250/10/10/2", "setting '250/10/10/2': the eta is 2.0"),
     ],
 )
 def test_name_that_is_none_is_refused(pipe, name: str, expected: str):

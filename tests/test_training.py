@@ -264,6 +264,25 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
 
 
 @pytest.mark.slow
+def test_other_pictures_and_another_noise_schedule_are_refused_to_go_on_with(
+    finished_run, images, unet_config, tmp_path
+) -> None:
+    initial, run = finished_run / "run" / "model", tmp_path / "run"
+    config = dataclasses.replace(CONFIG, num_steps=1)
+    train_unet2d(config, images, run, initial_model=initial)
+    with pytest.raises(ValueError, match="holds a run with digest of the pictures="):
+        train_unet2d(config, images[::-1], run, initial_model=initial)
+    scheduler = initial / "scheduler" / "scheduler_config.json"
+    before = scheduler.read_text()
+    try:
+        scheduler.write_text(json.dumps(json.loads(before) | {"beta_end": 0.01}))
+        with pytest.raises(ValueError, match=r"holds a run with beta_end=0\.02"):
+            train_unet2d(config, images, run, initial_model=initial)
+    finally:
+        scheduler.write_text(before)
+
+
+@pytest.mark.slow
 def test_run_from_a_model_starts_with_its_weights_and_keeps_its_architecture(
     finished_run, images, tmp_path
 ) -> None:
@@ -276,6 +295,7 @@ def test_run_from_a_model_starts_with_its_weights_and_keeps_its_architecture(
         np.testing.assert_allclose(after[key], weight, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_run_from_a_model_refuses_another_prediction_and_another_architecture(
     finished_run, images, unet_config, tmp_path
 ) -> None:
