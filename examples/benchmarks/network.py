@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from bundled import PIPE
 from timing import Row, Rows, alternately, ready
 
+import repaint_jax as rp
 from repaint_jax.models import load_unet2d, nnx_model_fn
 
 EXAMPLES = Path(__file__).parents[1]
@@ -34,13 +36,22 @@ NETWORKS = {  # configuration, side of the images, batch sizes
 
 
 def over_torch() -> Rows:
-    """`UNet2D` against the fastest of torch's ways to run the same network."""
+    """`UNet2D` against the fastest of torch's ways to run the same network.
+
+    Batches are also divided among a device for each core, as the pipeline does it.
+    """
     import torch
     from diffusers import UNet2DModel
 
     @torch.no_grad()
     def run(model: torch.nn.Module, planes: torch.Tensor) -> None:
         model(planes, 500)
+
+    def torch_call(module: torch.nn.Module, way: str, images: np.ndarray) -> Callable[[], None]:
+        layout = torch.channels_last if way.endswith("channels_last") else torch.contiguous_format
+        module.to(memory_format=layout)  # that of the compiled one as well, which shares its weights
+        planes = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+        return partial(run, ways[way], planes)
 
     for name, (config, side, batches) in NETWORKS.items():
         torch.manual_seed(0)
@@ -58,22 +69,27 @@ def over_torch() -> Rows:
         }
         for batch in batches:
             images = np.random.default_rng(0).normal(size=(batch, side, side, channels)).astype(np.float32)
-
-            times = {}
-            for way, model in ways.items():
-                last = way.endswith("channels_last")
-                layout = torch.channels_last if last else torch.contiguous_format
-                theirs.to(memory_format=layout)
-                planes = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
-                times[way] = alternately(
-                    partial(ready, call, params, jnp.asarray(images), jnp.int32(500)),
-                    partial(run, model, planes),
-                    seconds=3,
+            arguments = params, jnp.asarray(images), jnp.int32(500)
+            times = {
+                way: alternately(
+                    partial(ready, call, *arguments), torch_call(theirs, way, images), seconds=3
                 )
-            way = max(times, key=lambda way: times[way][2])
-            yield Row(
-                f"{name}, {side} px, batch {batch}", f"torch, {way}", *times[way], "below 1; mean 0.8"
-            )
+                for way in ways
+            }
+            way = max(ways, key=lambda way: times[way][2])
+            what, goal = f"{name}, {side} px, batch {batch}", "below 1; mean 0.8"
+            yield Row(what, f"torch, {way}", *times[way], goal)
+            devices = jax.local_device_count()
+            if devices > 1 and batch % devices == 0:
+                divided = rp.replicate(params), rp.shard_batch(arguments[1]), rp.replicate(arguments[2])
+                yield Row(
+                    f"{what}, on {devices} devices",
+                    f"torch, {way}",
+                    *alternately(
+                        partial(ready, call, *divided), torch_call(theirs, way, images), seconds=3
+                    ),
+                    goal,
+                )
 
 
 def over_matmul() -> Rows:
