@@ -405,8 +405,9 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     settings = json.loads(json.dumps(settings))
     path = output / "training_config.json"
     if path.exists():
-        before = read_json(path)
-        for section in settings.keys() & before.keys():  # older runs have fewer
+        # Runs begun before these two were recorded may go on.
+        before = {name: settings[name] for name in ("scheduler", "data")} | read_json(path)
+        for section in settings:
             for name, value in settings[section].items():
                 earlier = before.get(section, {}).get(name)
                 if name != "num_steps" and earlier != value:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -265,21 +266,18 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
 
 @pytest.mark.slow
 def test_other_pictures_and_another_noise_schedule_are_refused_to_go_on_with(
-    finished_run, images, unet_config, tmp_path
+    finished_run, images, tmp_path
 ) -> None:
-    initial, run = finished_run / "run" / "model", tmp_path / "run"
+    initial, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(finished_run / "run" / "model", initial)
     config = dataclasses.replace(CONFIG, num_steps=1)
     train_unet2d(config, images, run, initial_model=initial)
     with pytest.raises(ValueError, match="holds a run with digest of the pictures="):
         train_unet2d(config, images[::-1], run, initial_model=initial)
     scheduler = initial / "scheduler" / "scheduler_config.json"
-    before = scheduler.read_text()
-    try:
-        scheduler.write_text(json.dumps(json.loads(before) | {"beta_end": 0.01}))
-        with pytest.raises(ValueError, match=r"holds a run with beta_end=0\.02"):
-            train_unet2d(config, images, run, initial_model=initial)
-    finally:
-        scheduler.write_text(before)
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.01}))
+    with pytest.raises(ValueError, match=r"holds a run with beta_end=0\.02"):
+        train_unet2d(config, images, run, initial_model=initial)
 
 
 @pytest.mark.slow

@@ -47,9 +47,9 @@ def over_torch() -> Rows:
     def run(model: torch.nn.Module, planes: torch.Tensor) -> None:
         model(planes, 500)
 
-    def torch_call(module: torch.nn.Module, way: str, images: np.ndarray) -> Callable[[], None]:
+    def torch_call(ways: dict[str, torch.nn.Module], way: str, images: np.ndarray) -> Callable[[], None]:
         layout = torch.channels_last if way.endswith("channels_last") else torch.contiguous_format
-        module.to(memory_format=layout)  # that of the compiled one as well, which shares its weights
+        ways["eager"].to(memory_format=layout)  # all of them share its weights
         planes = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
         return partial(run, ways[way], planes)
 
@@ -71,9 +71,7 @@ def over_torch() -> Rows:
             images = np.random.default_rng(0).normal(size=(batch, side, side, channels)).astype(np.float32)
             arguments = params, jnp.asarray(images), jnp.int32(500)
             times = {
-                way: alternately(
-                    partial(ready, call, *arguments), torch_call(theirs, way, images), seconds=3
-                )
+                way: alternately(partial(ready, call, *arguments), torch_call(ways, way, images), seconds=3)
                 for way in ways
             }
             way = max(ways, key=lambda way: times[way][2])
@@ -85,9 +83,7 @@ def over_torch() -> Rows:
                 yield Row(
                     f"{what}, on {devices} devices",
                     f"torch, {way}",
-                    *alternately(
-                        partial(ready, call, *divided), torch_call(theirs, way, images), seconds=3
-                    ),
+                    *alternately(partial(ready, call, *divided), torch_call(ways, way, images), seconds=3),
                     goal,
                 )
 
