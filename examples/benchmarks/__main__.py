@@ -16,6 +16,7 @@ import platform
 from pathlib import Path
 
 import batches
+import convolutions
 import loop
 import memory
 import network
@@ -26,6 +27,7 @@ from timing import markdown
 PARTS = {
     "loop": (loop.over_calls, loop.over_diffusers),
     "network": (network.over_matmul, network.over_torch),
+    "convolutions": (convolutions.over_other_ways,),
     "whole": (whole.over_diffusers,),
     "startup": (startup.imports, startup.compilation, startup.first_picture),
     "memory": (memory.temporary_bytes,),
