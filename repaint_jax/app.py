@@ -15,6 +15,7 @@ from PIL import Image, ImageChops
 from repaint_jax.images import open_image, resize_together
 from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.pipeline import DEFAULT_MODEL_CALLS, RePaintPipeline
+from repaint_jax.plots import HOLE_COLOUR
 from repaint_jax.pretrained import pictures_of_model
 
 try:
@@ -33,7 +34,6 @@ MAX_WAITING = 20
 
 _CANVAS_SIDE = 384
 _EDITOR_SIDE = 480
-_HOLE_COLOUR = "#de783c"
 _SECONDS_BETWEEN_PREVIEWS = 0.25
 _FONTS = ("system-ui", "sans-serif")  # of the visitor's machine: nothing is loaded from elsewhere
 
@@ -142,7 +142,11 @@ def build_page(
                     sources=(),
                     transforms=(),
                     layers=False,
-                    brush=gr.Brush(default_size=36, colors=[_HOLE_COLOUR], color_mode="fixed"),
+                    brush=gr.Brush(
+                        default_size=36,
+                        colors=["#{:02x}{:02x}{:02x}".format(*HOLE_COLOUR)],
+                        color_mode="fixed",
+                    ),
                     canvas_size=enlarged_size((width, height)),
                     show_label=False,
                     buttons=[],

@@ -28,12 +28,12 @@ from repaint_jax.images import (
 )
 from repaint_jax.keys import check_seed, seed_key
 from repaint_jax.models import UNet2DConfig
+from repaint_jax.named_schedules import with_setting
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid, show_hole
 from repaint_jax.previews import calls_to_show, save_previews
 from repaint_jax.schedule_plot import draw_schedule
 from repaint_jax.score_tables import read_scores, write_tables
-from repaint_jax.settings import with_setting
 
 _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
 

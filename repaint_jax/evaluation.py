@@ -18,9 +18,9 @@ from repaint_jax.files import whole_file
 from repaint_jax.images import save_picture
 from repaint_jax.keys import seed_key
 from repaint_jax.metrics import diversity, energy_score, rmse_of_mean
+from repaint_jax.named_schedules import with_setting
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid
-from repaint_jax.settings import with_setting
 
 Images = NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from repaint_jax.images import array_to_uint8
 
-_HOLE_COLOUR = np.array([222, 120, 60])  # in no grey picture, and easily seen in colour ones
+HOLE_COLOUR = (222, 120, 60)  # in no grey picture, and easily seen in colour ones
 _MARGIN = 6
 _HEADER = 24
 _SHORTEST_SIDE = 96  # of a tile: smaller pictures are enlarged by a whole factor
@@ -18,7 +18,7 @@ _SHORTEST_SIDE = 96  # of a tile: smaller pictures are enlarged by a whole facto
 def show_hole(image: NDArray[np.floating], mask: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Paint the pixels to inpaint in one colour: [H, W, C] in [-1, 1] becomes [H, W, 3] uint8."""
     pixels = np.broadcast_to(array_to_uint8(image), (*image.shape[:2], 3))
-    return np.where(np.broadcast_to(mask, image.shape)[..., :1] == 0, _HOLE_COLOUR, pixels).astype(np.uint8)
+    return np.where(np.broadcast_to(mask, image.shape)[..., :1] == 0, HOLE_COLOUR, pixels).astype(np.uint8)
 
 
 def inpainting_grid(

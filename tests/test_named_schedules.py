@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import repaint_jax as rp
-from repaint_jax.settings import with_setting
+from repaint_jax.named_schedules import with_setting
 
 
 @pytest.fixture(scope="module")
