@@ -156,10 +156,10 @@ def evaluate(
     Returns:
         The scores, setting by setting.
     """
-    metrics = {ENERGY_SCORE, RMSE, DIVERSITY} | ({LPIPS} if lpips.load_weights() is not None else set())
+    metrics = [ENERGY_SCORE, RMSE, DIVERSITY] + ([LPIPS] if lpips.load_weights() is not None else [])
     earlier: dict[tuple[str, str], dict[int, ImageScores]] = {}
     for row in known:
-        if metrics <= row.metrics.keys():
+        if row.metrics.keys() >= set(metrics):
             comparable = row._replace(metrics={name: row.metrics[name] for name in metrics})
             earlier.setdefault((row.mask, row.samples), {})[row.image] = comparable
     samplers = {name: Sampler(pipe, name, num_samples, folder / "samples") for name in settings}

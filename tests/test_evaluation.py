@@ -113,10 +113,12 @@ def test_written_scores_serve_in_place_of_samples(pipe, images, finished, tmp_pa
     made = []
     inpaint = Sampler.inpaint
     monkeypatch.setattr(Sampler, "inpaint", lambda *args: (made.append(args[1].start), inpaint(*args)))
-    known = [row._replace(metrics=row.metrics | {"LPIPS": 0.5}) for row in known]  # found elsewhere
+    in_another_order = {"LPIPS": 0.5, DIVERSITY: 0.0, RMSE: 0.0, ENERGY_SCORE: 0.0}  # found elsewhere
+    known = [row._replace(metrics=in_another_order | row.metrics) for row in known]
     more = {"3/1/2": 6, "8": 6}
     again = evaluate(pipe, images, MASKS, more, tmp_path, num_samples=2, known=known)
     assert made == [4, 4], "images 4 and 5 of the second setting, under both masks"
+    assert {tuple(row.metrics) for row in again} == {tuple(rows[0].metrics)}, "the tables' columns"
     expected, found = by_setting(rows), by_setting(again)
     np.testing.assert_allclose(found["8"]["half"][RMSE], expected["8"]["half"][RMSE], rtol=1e-6)
     assert len(found["3/1/2"]["wide"][RMSE]) == 6
