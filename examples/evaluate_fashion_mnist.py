@@ -50,6 +50,8 @@ def main() -> None:
     counts = options.num_images * (len(names) if len(options.num_images) == 1 else 1)
     if len(counts) != len(names):
         parser.error(f"--num-images has {len(counts)} numbers, expected 1 or {len(names)}")
+    if len(set(options.settings)) < len(options.settings):
+        parser.error(f"--settings is {' '.join(options.settings)}, expected each setting once")
 
     train = uint8_to_array(read_idx_images(options.data / TRAIN_IDX_NAME))
     test = uint8_to_array(read_idx_images(options.data / TEST_IDX_NAME))
@@ -82,12 +84,12 @@ def mean_image(train: Images, batch: MaskedBatch) -> Images:
 def nearest(train: Images, count: int, batch: MaskedBatch) -> Images:
     """Training images nearest to the images on their known pixels."""
 
-    def of_image(image: Images, hole: Images) -> Images:
-        known = np.broadcast_to(hole, image.shape) == 1
+    def of_image(image: Images, mask: Images) -> Images:
+        known = np.broadcast_to(mask, image.shape) == 1
         distances = np.square(train[:, known] - image[known]).sum(1)
         return train[np.argsort(distances)[:count]]
 
-    return np.stack(list(map(of_image, batch.images, batch.holes)))
+    return np.stack(list(map(of_image, batch.images, batch.masks)))
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def mask_of(painting: dict[str, Any] | None, image_shape: tuple[int, int, int]) 
     height, width, _ = image_shape
     mask = Image.new("L", (width, height), 255)
     for layer in (painting or {}).get("layers", ()):
-        kept = ImageChops.invert(layer.getchannel("A")).resize((width, height), Image.Resampling.LANCZOS)
+        kept = ImageChops.invert(layer.getchannel("A")).resize((width, height), Image.Resampling.BOX)
         mask = ImageChops.darker(mask, kept)
     mask = mask.point(lambda value: 255 if value >= 128 else 0)
     if mask.getextrema()[0] == 255:
@@ -349,10 +349,11 @@ def fill(
             )
         elif now - shown >= _SECONDS_BETWEEN_PREVIEWS:
             shown = now
-            left = (total - watched.calls_done) * (now - started) / max(watched.calls_done - 1, 1)
+            timed = watched.calls_done - 1
+            left = (total - watched.calls_done) * (now - started) / max(timed, 1)
             yield (
                 gr.update(value=watched.images, columns=columns),
-                _progress(watched.calls_done, total, f"about {left:.0f} s left"),
+                _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "begun"),
             )
 
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_int(name: str, value: Any, minimum: int) -> None:
-    """Refuse a parameter that is not an integer of at least `minimum`."""
+def check_int(name: str, value: Any, minimum: int) -> int:
+    """Return a parameter as a Python int, or refuse what is no integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}, expected an integer")
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
+    return int(value)
 
 
 def check_floating(name: str, array: jax.Array) -> None:

@@ -20,6 +20,15 @@ _SETTING_HELP = (
 )
 
 
+def run() -> NoReturn:
+    """Be the program `repaint-jax`."""
+    status = main()
+    if status == 2:  # at once, as after Ctrl-C: threads may still compute what is not wanted any more
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors are one sentence on stderr and exit status 2."""
     if sys.stderr is None:  # closed by the shell, which progress bars do not expect

@@ -3,22 +3,22 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from repaint_jax import evaluation, masks, pretrained
 from repaint_jax.checks import check_int
-from repaint_jax.datasets import TEST_IDX_NAME, read_images
+from repaint_jax.datasets import SUFFIXES, TEST_IDX_NAME, read_images
 from repaint_jax.drawn_masks import read_mask
 from repaint_jax.folder import inpaint_folder
 from repaint_jax.images import (
+    colour_profile,
     image_to_array,
     mask_to_array,
     open_image,
@@ -32,8 +32,8 @@ from repaint_jax.named_schedules import with_setting
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.plots import inpainting_grid, show_hole
 from repaint_jax.previews import calls_to_show, save_previews
-from repaint_jax.schedule_plot import draw_schedule
-from repaint_jax.score_tables import read_scores, write_tables
+from repaint_jax.schedule_plot import DRAWINGS, draw_schedule
+from repaint_jax.score_tables import SCORES, read_scores, write_tables
 
 _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
 
@@ -109,8 +109,9 @@ def inpaint(options: argparse.Namespace) -> int:
     made = _run_pipeline(
         options, pipe, image, mask, schedule, output_type="pil", preview_calls=calls, **guidance
     )
+    profile = colour_profile(image, pipe.image_shape)
     for picture, output in zip(made.images, outputs, strict=True):
-        save_picture(picture, output)
+        save_picture(picture, output, icc_profile=profile)
         print(f"wrote {output}")
     if options.preview is not None:
         masked = show_hole(image_to_array(image, pipe.image_shape), mask_to_array(mask, pipe.image_shape))
@@ -228,7 +229,7 @@ def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
 def schedule(options: argparse.Namespace) -> int:
     """Count, time and draw a chain's model calls."""
     if options.output is not None:
-        _check_output("--output", options.output)
+        _check_output("--output", options.output, DRAWINGS)
     pipe = RePaintPipeline.from_pretrained(options.model)
     state = pipe.set_timesteps(**_schedule(options))
     if options.output is not None:
@@ -250,6 +251,12 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--num-images is {' '.join(map(str, options.num_images))}, expected a number of at least 1, "
             f"or one for each of {len(options.settings)} settings"
+        )
+    if len(set(options.settings)) < len(options.settings):
+        raise ValueError(f"--settings is {' '.join(options.settings)}, expected each setting once")
+    if options.scores is not None and options.scores.resolve() == (options.output / SCORES).resolve():
+        raise ValueError(
+            f"--scores is {options.scores}, expected a copy of it: this run writes the file anew"
         )
     pipe = RePaintPipeline.from_pretrained(options.model)
     height, width, channels = pipe.image_shape
@@ -353,11 +360,12 @@ def _schedule(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
 
 
-def _check_output(option: str, path: Path) -> None:
+def _check_output(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Refuse an output that cannot be written before anything is computed."""
-    Image.init()
-    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{option} is {path}, expected a picture's name such as out.png, .jpg or .webp")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"{option} is {path}, expected a picture's name that ends in {', '.join(suffixes)}"
+        )
     if not path.parent.is_dir():
         raise ValueError(f"{option} is {path}, but the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

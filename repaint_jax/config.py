@@ -87,8 +87,8 @@ class RePaintSchedulerConfig:
     use_clipped_model_output: bool = False
 
     def __post_init__(self) -> None:
-        check_int("num_train_timesteps", self.num_train_timesteps, 1)
-        object.__setattr__(self, "num_train_timesteps", int(self.num_train_timesteps))
+        num_train_timesteps = check_int("num_train_timesteps", self.num_train_timesteps, 1)
+        object.__setattr__(self, "num_train_timesteps", num_train_timesteps)
         for name in ("beta_start", "beta_end", "eta", "clip_sample_range"):
             object.__setattr__(self, name, _as_float(name, getattr(self, name)))
         for name in ("beta_start", "beta_end"):

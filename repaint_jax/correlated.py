@@ -70,7 +70,7 @@ class CorrelatedCoefficients(NamedTuple):
     noise: jax.Array  # sqrt(1 - a)
     next_signal: jax.Array  # sqrt(p)
     next_noise: jax.Array  # sqrt(p) s'
-    direction: jax.Array  # sqrt(p) min(s', s/3)
+    direction: jax.Array  # sqrt(p) min(s', s/3); in a last call that corrects, 3/2 s
     renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
     correction: jax.Array  # G, and 0 in a call that goes to clean
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 from repaint_jax import masks
-from repaint_jax.images import array_to_pil, open_image
+from repaint_jax.images import array_to_pil, grey_mask, open_image
 
 
 def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = False) -> Image.Image:
@@ -27,15 +27,15 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
     Raises:
         ValueError: the words describe no mask, or one without a hole.
     """
-    kind, _, value = words.partition("=")
+    kind, equals, value = words.partition("=")
     if words == "alpha":
         mask = transparent(image)
-    elif kind == "box":
+    elif kind == "box" and equals:
         if not re.fullmatch(r"\d+,\d+,\d+,\d+", value):
             raise ValueError(f"mask is {words}, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels")
         left, top, right, bottom = map(int, value.split(","))
         mask = box(image.size, left, top, right, bottom)
-    elif kind == "painted":
+    elif kind == "painted" and equals:
         mask = painted(image, open_image(value))
     elif words in masks.NAMES:
         mask = array_to_pil(2 * np.asarray(masks.by_name(words, image.height, image.width, key)) - 1)
@@ -46,7 +46,7 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
             f"{words} does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM, painted=PATH "
             f"or one of {', '.join(masks.NAMES)}"
         )
-    mask = mask.convert("L")
+    mask = grey_mask(mask)
     if invert:
         mask = ImageOps.invert(mask)
     if np.asarray(mask).min() >= 128:

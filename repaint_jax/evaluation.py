@@ -46,13 +46,13 @@ class MaskedBatch(NamedTuple):
     mask_name: str
     start: int  # number of the first image
     images: Images
-    holes: Images  # [N, H, W, 1]: the masks
+    masks: Images  # [N, H, W, 1]
     keys: jax.Array  # [N], for the samples
 
     @property
-    def numbers(self) -> set[int]:
+    def numbers(self) -> range:
         """The images' numbers."""
-        return set(range(self.start, self.start + len(self.images)))
+        return range(self.start, self.start + len(self.images))
 
 
 def masked_batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[MaskedBatch]:
@@ -66,8 +66,8 @@ def masked_batches(images: Images, mask_names: Iterable[str], seed: int) -> Iter
         numbers = start + jnp.arange(len(chosen))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(seed_key(seed), numbers)
         for name in mask_names:
-            holes = np.stack([masks.by_name(name, height, width, key) for key in keys])
-            yield MaskedBatch(name, start, chosen, holes, keys)
+            of_images = np.stack([masks.by_name(name, height, width, key) for key in keys])
+            yield MaskedBatch(name, start, chosen, of_images, keys)
 
 
 class Sampler:
@@ -94,7 +94,7 @@ class Sampler:
     def digest(self, batch: MaskedBatch) -> str:
         """Return a digest of all that a batch's samples are made of."""
         digest = self._digest.copy()
-        for part in (batch.images, batch.holes, jax.random.key_data(batch.keys)):
+        for part in (batch.images, batch.masks, jax.random.key_data(batch.keys)):
             digest.update(np.asarray(part).tobytes())
         return digest.hexdigest()[:16]
 
@@ -107,7 +107,7 @@ class Sampler:
         """Inpaint a batch and keep the samples."""
         samples = self._pipe(
             batch.images,
-            batch.holes,
+            batch.masks,
             **self._schedule,
             key=batch.keys,
             num_samples=self._num_samples,
@@ -171,7 +171,8 @@ def evaluate(
     missing = [
         (samplers[name], batch)
         for name, batch, identity in wanted
-        if not batch.numbers <= earlier.get(identity, {}).keys() and not samplers[name].path(batch).exists()
+        if not earlier.get(identity, {}).keys() >= set(batch.numbers)
+        and not samplers[name].path(batch).exists()
     ]
     total, before = sum(sampler.num_model_calls for sampler, _ in missing), 0
     with tqdm(total=total, unit="call", desc="model calls", disable=not missing) as bar:
@@ -185,8 +186,8 @@ def evaluate(
     rows: list[ImageScores] = []
     for name, batch, identity in wanted:
         scores = earlier.get(identity, {})
-        if batch.numbers <= scores.keys():
-            rows += [scores[number]._replace(setting=name) for number in sorted(batch.numbers)]
+        if scores.keys() >= set(batch.numbers):
+            rows += [scores[number]._replace(setting=name) for number in batch.numbers]
         else:
             samples = samplers[name].samples(batch)
             rows += score(name, batch, samples, identity[1])
@@ -201,19 +202,21 @@ def score(name: str, batch: MaskedBatch, samples: Images, digest: str = "") -> I
     The mean LPIPS of an image's samples is another metric where its weights are installed.
     """
     weights = lpips.load_weights()
-    for k, (of_image, truth, hole) in enumerate(zip(samples, batch.images, batch.holes, strict=True)):
+    for number, of_image, truth, mask in zip(
+        batch.numbers, samples, batch.images, batch.masks, strict=True
+    ):
         metrics = {
-            ENERGY_SCORE: energy_score(of_image, truth, hole),
-            RMSE: rmse_of_mean(of_image, truth, hole),
-            DIVERSITY: diversity(of_image, hole),
+            ENERGY_SCORE: energy_score(of_image, truth, mask),
+            RMSE: rmse_of_mean(of_image, truth, mask),
+            DIVERSITY: diversity(of_image, mask),
         }
         if weights is not None:
             distances = lpips.lpips(weights, of_image, np.broadcast_to(truth, of_image.shape))
             metrics[LPIPS] = float(distances.mean())
-        yield ImageScores(name, batch.mask_name, batch.start + k, digest, metrics)
+        yield ImageScores(name, batch.mask_name, number, digest, metrics)
 
 
 def draw(name: str, batch: MaskedBatch, samples: Images, folder: Path) -> None:
     """Draw a batch's samples into the folder, in a picture named after its mask and `name`."""
-    grid = inpainting_grid(batch.images, batch.holes, samples)
+    grid = inpainting_grid(batch.images, batch.masks, samples)
     save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")

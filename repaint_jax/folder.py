@@ -35,6 +35,7 @@ from repaint_jax.folder_files import (
 )
 from repaint_jax.images import (
     array_to_pil,
+    colour_profile,
     image_to_array,
     mask_to_array,
     open_image,
@@ -47,6 +48,14 @@ from repaint_jax.pipeline import RePaintPipeline
 LONGEST_NAME = 255  # bytes, of a file
 
 
+class Decoded(NamedTuple):
+    """A picture and its mask."""
+
+    image: NDArray[np.float32]  # [H, W, C]
+    mask: NDArray[np.float32]  # [H, W, 1]
+    profile: bytes | None  # ICC, of its colours
+
+
 class Batch(NamedTuple):
     """Results that are computed together, and what they are computed from; rows without a picture are 0."""
 
@@ -55,6 +64,7 @@ class Batch(NamedTuple):
     images: NDArray[np.float32]  # [batch_size, H, W, C]
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
     keys: NDArray[np.uint32]  # [batch_size, 2], a key's data for each row
+    profiles: Mapping[str, bytes | None]  # of the pictures' colours, by their names
     failures: dict[str, str]  # why a picture cannot be used, by its name
     missing: Sequence[int]  # rows whose results are still to be made
 
@@ -229,7 +239,7 @@ def _run(
         while computed:
             finish_oldest()
         finish_writing()
-    finally:  # after an error or Ctrl-C; a chain that runs cannot be stopped, and is not waited for
+    finally:  # after an error or Ctrl-C; a chain that runs cannot be stopped, and is not waited for here
         computing.shutdown(wait=False, cancel_futures=True)
         files.shutdown(cancel_futures=True)
     return failures
@@ -250,7 +260,7 @@ def _load(
     holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
     words = np.zeros((batch_size, 3), np.uint32)
     failures: dict[str, str] = {}
-    decoded: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    decoded: dict[str, Decoded] = {}
     for row, (name, sample, path, _) in enumerate(results):
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             failures[name] = f"the name of its result, {path.name}, is too long"
@@ -260,7 +270,7 @@ def _load(
             except Exception as error:  # decoders raise whatever they like
                 failures[name] = " ".join(str(error).split())
         if name in decoded:
-            pixels[row], holes[row] = decoded[name]
+            pixels[row], holes[row] = decoded[name].image, decoded[name].mask
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
         words[row] = *np.frombuffer(digest[:8], "<u4"), sample
     missing = [
@@ -268,7 +278,9 @@ def _load(
         for row, result in enumerate(results)
         if result.name not in failures and not is_there(result.path)
     ]
-    return Batch(number, results, pixels, holes, np.asarray(_keys(run_key, words)), failures, missing)
+    keys = np.asarray(_keys(run_key, words))
+    profiles = {name: one.profile for name, one in decoded.items()}
+    return Batch(number, results, pixels, holes, keys, profiles, failures, missing)
 
 
 @jax.jit
@@ -283,19 +295,22 @@ def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
 
 def _decode(
     image_path: Path, mask_path: Path | None, image_shape: tuple[int, int, int], resize: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> Decoded:
     if mask_path is None:
         raise ValueError("there is no mask of its name")
     image, mask = open_image(image_path), open_image(mask_path)
+    profile = colour_profile(image, image_shape)
     if resize:
         (image,), (mask,) = resize_together([image], [mask], image_shape)
-    return image_to_array(image, image_shape), mask_to_array(mask, image_shape)
+    return Decoded(image_to_array(image, image_shape), mask_to_array(mask, image_shape), profile)
 
 
 def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
     """Write a result, after what the official layout has beside it."""
     result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
+    profile = batch.profiles[result.name]
     known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
     for kind, path in result.beside.items():
-        save_picture(array_to_pil(known[kind]), path)
-    save_picture(array_to_pil(pixels), result.path)
+        of_colours = None if kind == "gt_keep_mask" else profile
+        save_picture(array_to_pil(known[kind]), path, icc_profile=of_colours)
+    save_picture(array_to_pil(pixels), result.path, icc_profile=profile)

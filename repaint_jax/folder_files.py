@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from repaint_jax.datasets import SUFFIXES, picture_names
 from repaint_jax.files import read_json, unfinished_files, whole_file, write_json
 from repaint_jax.images import open_image
@@ -114,7 +116,7 @@ def is_there(path: Path) -> bool:
 
 def record_settings(output: Path, settings: Mapping[str, Any], results: Sequence[Result]) -> None:
     """Write the settings beside the results, or refuse results of others."""
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings, default=np.generic.item))
     path = output / RECORD
     recorded = read_json(path).get("settings") if path.exists() else None
     if recorded == settings:

@@ -1,6 +1,7 @@
 """Between pictures of 8 bits and arrays in [-1, 1]."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,18 @@ def pil_mode(image_shape: tuple[int, int, int]) -> str:
 def open_image(path: str | Path) -> Image.Image:
     """Read a picture of 8 bits per channel, or say in one sentence why not."""
     try:
-        image = ImageOps.exif_transpose(Image.open(path))  # upright, as viewers show it
+        file = Image.open(path)
+        is_deep = any(re.search(r"\w;16[BLN]", str(tile)) for tile in file.tile)  # read as 8 bits otherwise
+        image = ImageOps.exif_transpose(file)  # upright, as viewers show it
         image.load()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read") from None
-    except (Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
-    if _is_deep(image):
-        raise ValueError(f"{path} has mode {image.mode}, expected 8 bits per channel")
+    if is_deep or _is_deep(image):
+        raise ValueError(f"{path} has more than 8 bits per channel, expected 8")
     return image
 
 
@@ -73,12 +76,13 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     """Turn a mask into [H, W, 1] of zeros (inpaint) and ones (keep).
 
     Args:
-        mask: a PIL image, white keeps and black inpaints; or an array, bool, uint8 0..255 or floating
-            in [0, 1], of shape [H, W] or [H, W, 1]. Values are rounded at the middle of their range.
+        mask: a PIL image, white keeps and black inpaints, none of it transparent; or an array, bool,
+            uint8 0..255 or floating in [0, 1], of shape [H, W] or [H, W, 1]. Values are rounded at the
+            middle of their range.
         image_shape: [H, W, C] of the image that it belongs to.
     """
     if isinstance(mask, Image.Image):
-        mask = _converted("mask", mask, "L")
+        mask = grey_mask(mask)
     array = _as_array("mask", mask)
     if array.ndim == 2:
         array = array[..., None]
@@ -94,6 +98,13 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     if not np.all((array >= 0) & (array <= 1)):
         raise ValueError("mask has values that are not in [0, 1]")
     return (array >= 0.5).astype(np.float32)
+
+
+def grey_mask(mask: Image.Image) -> Image.Image:
+    """Return a mask in mode "L", or refuse one with transparent pixels, whose colour nobody sees."""
+    if mask.has_transparency_data and np.asarray(mask.convert("RGBA").getchannel("A")).min() < 255:
+        raise ValueError("mask has transparent pixels, expected black and white ones")
+    return _converted("mask", mask, "L")
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -143,7 +154,7 @@ def resize_together(
         )
 
     def resized_mask(mask: Image.Image) -> Image.Image:
-        missing = np.asarray(_converted("mask", mask, "L")) < 128
+        missing = np.asarray(grey_mask(mask)) < 128
         share = np.asarray(resized(Image.fromarray(missing.astype(np.float32))))
         return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
 
@@ -166,8 +177,18 @@ def array_to_uint8(array: Any) -> NDArray[np.uint8]:
 
 def array_to_pil(array: Any) -> Image.Image:
     """Turn [H, W, C] in [-1, 1] into a PIL image."""
-    pixels = array_to_uint8(array)
+    return uint8_to_pil(array_to_uint8(array))
+
+
+def uint8_to_pil(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Turn [H, W, C] into a PIL image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def colour_profile(image: Image.Image, image_shape: tuple[int, int, int]) -> bytes | None:
+    """Return the ICC profile that a result needs as well for known pixels to look as they did."""
+    is_grey = image.mode in ("1", "L", "LA")
+    return image.info.get("icc_profile") if is_grey == (image_shape[-1] <= 2) else None
 
 
 def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:

@@ -193,8 +193,9 @@ def continue_chain(
 ) -> ChainCarry | tuple[ChainCarry, jax.Array]:
     """Make some of a chain's model calls.
 
-    Stretches that add up to `state.num_model_calls` end with `inpaint`'s result, bit for bit, as `sample`.
-    In between the carry can be saved, with Orbax like any pytree, and the chain resumed elsewhere.
+    Stretches that add up to `state.num_model_calls` end with `inpaint`'s result as `sample`, bit for bit
+    once it has the image's dtype. In between the carry can be saved, with Orbax like any pytree, and the
+    chain resumed elsewhere.
 
     Args:
         state: as for `inpaint`, with the other arguments up to key; the same for all stretches.
@@ -256,11 +257,12 @@ def _checked_preview_calls(
 ) -> tuple[int, ...]:
     if not isinstance(preview_calls, Sequence | np.ndarray | None):
         raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
-    calls = () if preview_calls is None else tuple(preview_calls)
+    calls = tuple(
+        check_int("preview_calls", call, 0) for call in (() if preview_calls is None else preview_calls)
+    )
     if len(set(calls)) != len(calls):
         raise ValueError(f"preview_calls is {calls}, expected each call once")
     for call in calls:
-        check_int("preview_calls", call, 0)
         if call >= num_calls:
             raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
     return calls

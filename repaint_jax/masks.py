@@ -148,16 +148,16 @@ def _strokes(
         raise ValueError(f"key is a vector of {len(key)} keys, expected one")
     side = min(height, width)
     start_key, angle_key, length_key, thickness_key = jax.random.split(key, 4)
-    start = jax.random.uniform(start_key, (strokes, 1, 2)) * jnp.array([height, width])
+    start = jax.random.uniform(start_key, (strokes, 1, 2), jnp.float32) * jnp.array([height, width])
     # A heading that wanders, so that a stroke bends instead of going back over itself.
-    turns = jax.random.normal(angle_key, (strokes, bends)).at[:, 0].multiply(10.0)
+    turns = jax.random.normal(angle_key, (strokes, bends), jnp.float32).at[:, 0].multiply(10.0)
     headings = jnp.cumsum(turns, axis=1)
-    lengths = side * length * jax.random.uniform(length_key, (strokes, bends, 1), minval=0.3)
+    lengths = side * length * jax.random.uniform(length_key, (strokes, bends, 1), jnp.float32, minval=0.3)
     legs = lengths * jnp.stack([jnp.sin(headings), jnp.cos(headings)], axis=-1)
     vertices = jnp.concatenate([start, start + jnp.cumsum(legs, axis=1)], axis=1)
     vertices = jnp.clip(vertices, 0, jnp.array([height, width]))
     radius = side * jax.random.uniform(
-        thickness_key, (strokes, 1), minval=thickness[0] / 2, maxval=thickness[1] / 2
+        thickness_key, (strokes, 1), jnp.float32, minval=thickness[0] / 2, maxval=thickness[1] / 2
     )
 
     rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")

@@ -30,8 +30,8 @@ def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
     if len(samples) < 2:
         raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
     x = samples[:, _unknown(mask, samples.shape[1:])]
-    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    return float(distances.sum() / (len(x) * (len(x) - 1)))
+    distances = sum(np.linalg.norm(x - one, axis=1).sum() for one in x)
+    return float(distances / (len(x) * (len(x) - 1)))
 
 
 def rmse_of_mean(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:

@@ -211,7 +211,7 @@ class RePaintPipeline:
             progress: called as `progress(calls_done)` after each model call.
 
         Known pixels come back exactly, unless the schedule is RePaint's own and known_region is
-        "before_model": "pil", and "np" times 255, hold the input's own 8-bit values.
+        "before_model": "pil", and "np" times 255 and rounded, hold the input's own 8-bit values.
 
         Raises:
             ValueError: on pictures and masks that do not fit the model or each other.
@@ -394,7 +394,8 @@ class RePaintPipeline:
         digest = hashlib.sha256(repr((self.state.config, self.unet_config)).encode())
         of_classifier = None if self.classifier is None else self.classifier.params
         for leaf in jax.tree.leaves((self.params, of_classifier)):
-            digest.update(np.asarray(leaf).tobytes())
+            is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)  # nnx.Dropout keeps one
+            digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
         return digest.hexdigest()
 
     def _devices(self) -> list[jax.Device]:

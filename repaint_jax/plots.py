@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from repaint_jax.images import array_to_uint8
+from repaint_jax.images import array_to_uint8, uint8_to_pil
 
 HOLE_COLOUR = (222, 120, 60)  # in no grey picture, and easily seen in colour ones
 _MARGIN = 6
@@ -17,8 +17,8 @@ _SHORTEST_SIDE = 96  # of a tile: smaller pictures are enlarged by a whole facto
 
 def show_hole(image: NDArray[np.floating], mask: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Paint the pixels to inpaint in one colour: [H, W, C] in [-1, 1] becomes [H, W, 3] uint8."""
-    pixels = np.broadcast_to(array_to_uint8(image), (*image.shape[:2], 3))
-    return np.where(np.broadcast_to(mask, image.shape)[..., :1] == 0, HOLE_COLOUR, pixels).astype(np.uint8)
+    pixels = np.asarray(uint8_to_pil(array_to_uint8(image)).convert("RGB"))
+    return np.where(np.asarray(mask)[..., :1] == 0, HOLE_COLOUR, pixels).astype(np.uint8)
 
 
 def inpainting_grid(
@@ -48,7 +48,7 @@ def tile(
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Lay pictures of one size out in rows and columns, with titles above and to the left."""
+    """Lay pictures of one size, [H, W, C], out in rows and columns, with titles above and to the left."""
     height, width = rows[0][0].shape[:2]
     factor = max(1, -(-_SHORTEST_SIDE // min(height, width)))
     height, width = height * factor, width * factor
@@ -68,8 +68,9 @@ def tile(
         draw.text((left - _MARGIN, y), title, "black", font, anchor="rm")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            pixels = np.broadcast_to(picture, (*picture.shape[:2], 3))
-            enlarged = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            enlarged = (
+                uint8_to_pil(picture).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            )
             place = (left + column * (width + _MARGIN), top + row * (height + _MARGIN))
             canvas.paste(enlarged, place)
     return canvas

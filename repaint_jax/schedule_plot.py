@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from repaint_jax.files import whole_file
 from repaint_jax.scheduler import RePaintSchedulerState, ResamplingSchedule, schedule_of
 
+DRAWINGS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
 
 def chain_path(
     state: RePaintSchedulerState,
@@ -47,4 +49,4 @@ def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:])
+        figure.savefig(unfinished, format=path.suffix[1:].lower())

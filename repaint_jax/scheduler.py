@@ -35,6 +35,12 @@ from repaint_jax.transition import (
     undo_variance,
 )
 
+SMALLEST_BUDGET = 8  # fewer calls are nothing but a few strides of denoising
+
+# Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
+# starts from pure noise at a level with more signal than this is visibly off.
+_NOISIEST_START = 0.02
+
 
 class ResamplingSchedule(NamedTuple):
     """A chain with time jumps, an entry for each model call."""
@@ -101,7 +107,8 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
 
     Raises:
         TypeError: config is no RePaintSchedulerConfig.
-        ValueError: the betas leave less signal at the last timestep than float32 can hold.
+        ValueError: the betas leave less signal at the last timestep than float32 can hold, or add less
+            noise in a step than float64 can.
 
     >>> create_state().alphas_cumprod.shape
     (1000,)
@@ -115,6 +122,11 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
         raise ValueError(
             f"the betas leave alphas_cumprod={abar[-1]:.2g} at the last timestep, expected at least the "
             "smallest float32"
+        )
+    if (np.diff(abar, prepend=1.0) >= 0).any():
+        raise ValueError(
+            f"the smallest of the betas is {config.betas.min():.2g}, expected noise in each training step "
+            "that float64 can hold"
         )
     return RePaintSchedulerState(
         config,
@@ -167,19 +179,16 @@ def set_timesteps(
     """
     check_state(state)
     config = state.config
-    for name, value in (
-        ("num_inference_steps", num_inference_steps),
-        ("jump_length", jump_length),
-        ("jump_n_sample", jump_n_sample),
-        ("n_sample", n_sample),
-        ("jump2_length", jump2_length),
-        ("jump2_n_sample", jump2_n_sample),
-        ("jump3_length", jump3_length),
-        ("jump3_n_sample", jump3_n_sample),
-    ):
-        check_int(name, value, 1)
+    num_inference_steps = check_int("num_inference_steps", num_inference_steps, 1)
+    jump_length = check_int("jump_length", jump_length, 1)
+    jump_n_sample = check_int("jump_n_sample", jump_n_sample, 1)
+    n_sample = check_int("n_sample", n_sample, 1)
+    jump2_length = check_int("jump2_length", jump2_length, 1)
+    jump2_n_sample = check_int("jump2_n_sample", jump2_n_sample, 1)
+    jump3_length = check_int("jump3_length", jump3_length, 1)
+    jump3_n_sample = check_int("jump3_n_sample", jump3_n_sample, 1)
     if start_resampling is not None:
-        check_int("start_resampling", start_resampling, 0)
+        start_resampling = check_int("start_resampling", start_resampling, 0)
     legacy = config.undo == "diffusers"
     if num_inference_steps > config.num_train_timesteps:
         if not legacy:
@@ -210,14 +219,8 @@ def set_timesteps(
         start_resampling,
     )
     ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, num_inference_steps)
-    abar = noise.alphas_cumprod(config.betas)[ladder]
-    if not legacy and abar[-1] > _NOISIEST_START:
-        warnings.warn(
-            f"num_inference_steps={num_inference_steps} with timestep_spacing="
-            f"{config.timestep_spacing!r} starts from pure noise at timestep {ladder[-1]}, where the "
-            f"model expects a share {abar[-1]:.2g} of signal; 'trailing' spacing starts at the top",
-            stacklevel=2,
-        )
+    if not legacy:
+        _warn_of_signal(config, int(ladder[-1]))
     if config.jump_schedule == "paper":
         passed = np.array(jumps.paper_levels(walk))
         timesteps = np.append(ladder[passed[:-1]], -1)
@@ -230,7 +233,7 @@ def set_timesteps(
     log_kept = np.where(going_down, 0.0, np.log1p(-undo_variance(config, ladder)[passed[1:]]))
     return dataclasses.replace(
         state,
-        num_inference_steps=int(num_inference_steps),
+        num_inference_steps=num_inference_steps,
         num_model_calls=len(calls),
         timesteps=jnp.asarray(timesteps, jnp.int32),
         schedule=ResamplingSchedule(
@@ -262,17 +265,21 @@ def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int)
     Raises:
         TypeError, ValueError: num_model_calls is not an integer, or below 8.
 
+    Warns:
+        UserWarning: as `set_timesteps`.
+
     >>> state = set_timesteps_for_budget(create_state(), 64)
     >>> state.num_model_calls, int(state.timesteps[0]), int(state.timesteps[-1])
     (64, 853, 0)
     """
     check_state(state)
-    check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
+    num_model_calls = check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
+    _warn_of_signal(state.config, state.config.num_train_timesteps - 1)
     calls = correlated_coefficients(state.config, num_model_calls)
     return dataclasses.replace(
         state,
         num_inference_steps=None,
-        num_model_calls=int(num_model_calls),
+        num_model_calls=num_model_calls,
         timesteps=calls.timestep,
         schedule=calls,
     )
@@ -366,7 +373,8 @@ def budget_step(
     if not isinstance(schedule, CorrelatedCoefficients):
         raise ValueError("state has a schedule of set_timesteps, expected one of set_timesteps_for_budget")
     last = len(schedule.timestep) - 1
-    if not isinstance(call, int | np.integer | jax.Array) or jnp.shape(call) != ():
+    is_index = isinstance(call, int | np.integer | jax.Array) and jnp.shape(call) == ()
+    if not is_index or not jnp.issubdtype(jnp.result_type(call), jnp.integer):
         raise TypeError(f"call is {call!r}, expected an integer from 0 to num_model_calls - 1 = {last}")
     if not isinstance(call, jax.core.Tracer) and not 0 <= call <= last:
         raise ValueError(f"call is {call}, expected 0 to num_model_calls - 1 = {last}")
@@ -458,13 +466,6 @@ def add_noise(
     return noisy.astype(original_samples.dtype)
 
 
-SMALLEST_BUDGET = 8  # fewer calls are nothing but a few strides of denoising
-
-# Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
-# starts from pure noise at a level with more signal than this is visibly off.
-_NOISIEST_START = 0.02
-
-
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
     """Look a timestep up in the ladder, and return its level's coefficients."""
     schedule = schedule_of(state)
@@ -489,6 +490,23 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
             raise ValueError(f"timestep is {timestep}, expected one of the schedule's: {_abridged(ladder)}")
         level = jnp.int32(found[0])
     return jax.tree.map(lambda field: field[level], levels)
+
+
+def _warn_of_signal(config: RePaintSchedulerConfig, timestep: int) -> None:
+    """Say where a chain starts from pure noise though the model expects to see something there."""
+    share = noise.alphas_cumprod(config.betas)[timestep]
+    if share > _NOISIEST_START:
+        last = config.num_train_timesteps - 1
+        cure = (
+            "'trailing' spacing starts at the top"
+            if timestep < last
+            else "betas that a model was trained with end in noise"
+        )
+        warnings.warn(
+            f"the chain starts from pure noise at timestep {timestep} of 0 to {last}, where the model "
+            f"expects a share {share:.2g} of signal; {cure}",
+            stacklevel=3,
+        )
 
 
 def check_state(state: RePaintSchedulerState) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from repaint_jax.evaluation import DIVERSITY, ImageScores
 from repaint_jax.files import whole_file
 
+SCORES = "scores.csv"  # the file of all images' scores
+
 _NUM_RESAMPLES = 10_000  # of the bootstrap
 _SUMMARY_COLUMNS = (
     *("setting", "mask", "metric", "images", "mean", "standard_error", "low", "high"),
@@ -24,13 +26,13 @@ Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
 
 
 def write_tables(folder: Path, rows: Sequence[ImageScores]) -> str:
-    """Write table.md, table.csv and every image's scores.csv, and return the first one's text."""
+    """Write table.md, table.csv and every image's scores, and return the first one's text."""
     results = by_setting(rows)
     text = "\n\n".join(markdown(results))
     with whole_file(folder / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     write_summary(folder / "table.csv", results)
-    write_scores(folder / "scores.csv", rows)
+    write_scores(folder / SCORES, rows)
     return text
 
 
@@ -169,5 +171,7 @@ def _cell(summary: Summary, compared: bool) -> str:
 
 
 def _percent(ratio: float) -> str:
+    if not math.isfinite(ratio):  # to a mean of 0
+        return "-"
     percent = round(100 * (ratio - 1))
     return f"{percent:+d}" if percent else "0"

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +118,9 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
         ],
         [config.num_steps - decay_steps],
     )
-    return lambda step: decay(step) * jnp.minimum(1.0, step / max(1, config.warmup_steps))
+    if not config.warmup_steps:
+        return decay
+    return lambda step: decay(step) * jnp.minimum(1.0, step / config.warmup_steps)
 
 
 def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -227,6 +229,10 @@ def train(
 
     Returns:
         The state after `config.num_steps` steps; `ema_params` are the weights to use.
+
+    Raises:
+        ValueError: on images that are too few, and more steps done already than num_steps.
+        FloatingPointError: the loss is not finite; the last checkpoint is of before.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     _check_batches(config, images)
@@ -238,6 +244,10 @@ def train(
         if latest is not None:
             state = checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
         first_step = int(state.step)
+        if first_step > config.num_steps:
+            raise ValueError(
+                f"num_steps is {config.num_steps}, expected at least the {first_step} steps that are done"
+            )
         for step, batch in zip(
             range(first_step, config.num_steps),
             batches(config, images, first_step),
@@ -245,6 +255,8 @@ def train(
         ):
             state, loss = train_step(state, shard_batch(batch))
             done = step + 1
+            if not math.isfinite(loss):  # before a checkpoint replaces the last good one
+                raise FloatingPointError(f"the loss is {loss} in step {done}, expected a finite number")
             if on_step is not None:
                 on_step(done, float(loss))
             if done % checkpoint_every == 0 or done == config.num_steps:
@@ -279,18 +291,21 @@ def train_unet2d(
         Folder of the exported model, in diffusers' layout.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
-    unet, scheduler_config = _untrained(config, images.shape[1:], unet_config, initial_model)
+    unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
     _check_batches(config, images)
-    _check_same_run(
+    model_fn, params = nnx_model_fn(unet)
+    weights = () if initial_model is None else jax.tree.leaves(params)
+    steps_done = _check_same_run(
         output,
         {
             "training": dataclasses.asdict(config),
             "unet": unet.config.to_dict(),
             "scheduler": scheduler_config.to_dict(),
-            "data": {"digest of the pictures": hashlib.sha256(images.tobytes()).hexdigest()[:16]},
+            "data": {"digest of the pictures": _digest([images])},
+            "initial_model": {"digest of the initial model": _digest(weights) if weights else None},
         },
     )
-    model_fn, params = nnx_model_fn(unet)
+    _forget_later_steps(output / "log.csv", steps_done)
     sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
     (output / "samples").mkdir(exist_ok=True)
 
@@ -357,7 +372,7 @@ def small_unet_config(image_shape: tuple[int, ...]) -> UNet2DConfig:
     )
 
 
-def _untrained(
+def _initial_model(
     config: TrainingConfig,
     image_shape: tuple[int, ...],
     unet_config: UNet2DConfig | None,
@@ -365,7 +380,7 @@ def _untrained(
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
     """Make or load the model that a run starts from, and see that it fits the images."""
     if initial_model is None:
-        unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(config.seed))
+        unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(seed_key(config.seed)))
         scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
     elif unet_config is not None:
         raise ValueError("unet_config is given beside initial_model, expected one of the two")
@@ -380,6 +395,14 @@ def _untrained(
     if image_shape != expected:
         raise ValueError(
             f"images have shape {image_shape}, expected the model's {expected} (height, width, channels)"
+        )
+    if unet.config.is_class_conditional:
+        raise ValueError("the model is class-conditional, expected one that is not: training has no labels")
+    embedded = unet.config.num_train_timesteps
+    if unet.config.time_embedding_type == "learned" and embedded != scheduler_config.num_train_timesteps:
+        raise ValueError(
+            f"num_train_timesteps is {embedded}, expected the scheduler's "
+            f"{scheduler_config.num_train_timesteps}"
         )
     if unet.config.dropout:
         raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
@@ -400,20 +423,56 @@ def _check_batches(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
         raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(images)} images")
 
 
-def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
-    """Write the run's settings beside its checkpoints, or refuse to go on with other ones."""
+def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
+    """Write the run's settings beside its checkpoints, or refuse to go on with other ones.
+
+    Returns:
+        The steps that are done.
+    """
     settings = json.loads(json.dumps(settings))
     path = output / "training_config.json"
-    if path.exists():
-        # Runs begun before these two were recorded may go on.
-        before = {name: settings[name] for name in ("scheduler", "data")} | read_json(path)
+    steps_done = max(
+        (int(one.name) for one in (output / "checkpoints").glob("*") if one.name.isdecimal()), default=0
+    )
+    if path.exists() and steps_done:
+        # Runs begun before the last three were recorded may go on.
+        before = {**settings, **read_json(path)}
         for section in settings:
             for name, value in settings[section].items():
-                earlier = before.get(section, {}).get(name)
+                earlier = before[section].get(name)
                 if name != "num_steps" and earlier != value:
                     raise ValueError(
                         f"{output} holds a run with {name}={earlier!r}, expected the "
                         f"same to go on with it, not {value!r}"
                     )
+        _check_extended(before["training"], settings["training"]["num_steps"], steps_done)
     with whole_file(path) as unfinished:
         write_json(unfinished, settings)
+    return steps_done
+
+
+def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> None:
+    """Refuse to lengthen a run whose learning rate has begun to fall to the end that it had."""
+    decay_begins = before["num_steps"] * (1 - before["decay_fraction"])
+    if num_steps > before["num_steps"] and steps_done > decay_begins:
+        raise ValueError(
+            f"num_steps is {num_steps}, expected the run's own {before['num_steps']}: after {steps_done} "
+            "steps its learning rate has begun to decay (`initial_model` starts a run from its model)"
+        )
+
+
+def _forget_later_steps(log: Path, steps_done: int) -> None:
+    """Remove what a run that was killed has logged after its last checkpoint, from where it goes on."""
+    if not log.exists():
+        return
+    head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    with whole_file(log) as unfinished:
+        kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
+        unfinished.write_text("".join([head, *kept]), encoding="utf-8")
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -326,6 +326,8 @@ def test_the_steps_of_one_sampler_refuse_the_state_of_the_other(state, image, ma
         ({"call": -1}, ValueError, "call is -1, expected 0 to num_model_calls - 1 = 7"),
         ({"call": 1.0}, TypeError, "call is 1.0, expected an integer"),
         ({"call": "0"}, TypeError, "call is '0', expected an integer"),
+        ({"call": True}, TypeError, "call is True, expected an integer"),
+        ({"call": jnp.float32(0)}, TypeError, "call is .*0.* expected an integer"),
         ({"sample": np.zeros(3, np.float32)}, ValueError, r"sample has shape \(3,\), expected original_i"),
         ({"previous_noise": np.zeros(3, np.float32)}, ValueError, r"previous_noise has shape \(3,\)"),
         ({"previous_noise": np.zeros((8, 8, 1), np.int32)}, TypeError, "previous_noise has dtype int32"),

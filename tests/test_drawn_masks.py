@@ -70,7 +70,7 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
     ("words", "message"),
     [
         ("alpha", "mask is alpha, but the picture, of mode RGB, has no transparency"),
-        ("box", "mask is box, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("box", "box does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM"),
         ("box=1,2,3", "mask is box=1,2,3, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels"),
         ("box=0,0,7,4", r"box is 0,0,7,4, expected left < right .* within the picture's 6 x 4 pixels"),
         ("box=3,0,3,4", "box is 3,0,3,4, expected left < right"),
@@ -78,6 +78,7 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
         ("painted=small.png", r"the painted picture is of size \(1, 1\), expected the picture's \(6, 4\)"),
         ("painted=nowhere.png", "nowhere.png does not exist"),
         ("halves", "halves does not exist"),
+        ("erased.png", "mask has transparent pixels, expected black and white ones"),
         (
             "white.png",
             "mask is white.png, which keeps every pixel, expected one that leaves some to inpaint",
@@ -89,6 +90,7 @@ def test_what_is_no_mask_is_refused(picture, tmp_path: Path, monkeypatch, words:
     picture.save("same.png")
     Image.new("L", (1, 1)).save("small.png")
     Image.new("L", (6, 4), 255).save("white.png")
+    Image.new("LA", (6, 4), (255, 0)).save("erased.png")
     with pytest.raises(ValueError, match=message):
         read_mask(words, picture, KEY)
 

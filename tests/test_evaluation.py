@@ -72,10 +72,10 @@ def test_scores_are_those_of_the_samples_that_are_kept(pipe, images, finished) -
     last = list(masked_batches(images, MASKS, seed=0))[-1]
     samples = sampler.samples(last)
     assert samples.shape == (2, 2, 8, 8, 1)
-    known = np.broadcast_to(last.holes, last.images.shape) == 1
+    known = np.broadcast_to(last.masks, last.images.shape) == 1
     for k in range(2):
         np.testing.assert_allclose(samples[:, k][known], last.images[known], atol=1e-3)  # kept as float16
-    expected = energy_score(samples[1], images[5], last.holes[1])
+    expected = energy_score(samples[1], images[5], last.masks[1])
     np.testing.assert_allclose(by_setting(rows)["8"]["wide"][ENERGY_SCORE][5], expected)
 
 
@@ -85,7 +85,7 @@ def test_samples_are_those_of_the_pipeline(pipe, images, finished) -> None:
     kept = Sampler(pipe, "8", 2, folder / "samples").samples(batch)
     alone = pipe(
         images[2],
-        batch.holes[2],
+        batch.masks[2],
         num_model_calls=8,
         key=jax.random.fold_in(jax.random.key(0), 2)[None],
         num_samples=2,
@@ -151,10 +151,10 @@ def test_damaged_samples_are_named(pipe, images, tmp_path) -> None:
 
 def test_random_masks_differ_between_images_and_seeds_and_depend_on_nothing_else(images) -> None:
     whole, part = (list(masked_batches(images[:count], ["wide"], seed=0)) for count in (6, 3))
-    np.testing.assert_array_equal(whole[0].holes[:3], part[0].holes)
-    assert (whole[0].holes[0] != whole[0].holes[1]).any()
+    np.testing.assert_array_equal(whole[0].masks[:3], part[0].masks)
+    assert (whole[0].masks[0] != whole[0].masks[1]).any()
     (other, *_) = masked_batches(images, ["wide"], seed=1)
-    assert (other.holes != whole[0].holes).any()
+    assert (other.masks != whole[0].masks).any()
 
 
 def test_perfect_samples_have_the_lowest_scores(images, tmp_path) -> None:
@@ -181,6 +181,13 @@ def test_summary_of_known_values() -> None:
     np.testing.assert_allclose(summary.standard_error, np.sqrt(4 / 3))
     np.testing.assert_allclose(summary.ratio_interval, 2.0)  # paired: the same at every image
     assert summary.interval == (2.0, 6.0)
+
+
+def test_a_reference_of_zeros_leaves_the_comparison_empty() -> None:
+    zeros, ones = ({"half": {RMSE: np.full(2, value)}} for value in (0.0, 1.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (text,) = markdown({"perfect": zeros, "other": ones})
+    assert text.splitlines()[-1] == "| other | 2 | 1.00 ± 0.00, - % [-, -] |"
 
 
 def test_interval_covers_as_often_as_it_says() -> None:
@@ -295,6 +302,8 @@ def test_a_mask_named_twice_counts_once(model_folder, photos, tmp_path, capsys) 
     assert command(model_folder, photos, "-o", output, *words) == 0
     assert "| setting | images | half |\n" in capsys.readouterr().out
     assert len((output / "scores.csv").read_text().splitlines()) == 2
+    assert command(model_folder, photos, "-o", output, *words, "--scores", output / "scores.csv") == 2
+    assert "scores.csv, expected a copy of it: this run writes the file anew" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_refused_at_once(model_folder, photos, tmp_path, capsys) -> None:
@@ -315,6 +324,7 @@ def test_an_output_that_is_a_file_is_refused_at_once(model_folder, photos, tmp_p
             "expected a number of at least 1, or one for",
         ),
         (["--num-samples", "1"], "--num-samples is 1, expected at least 2"),
+        (["--settings", "8", "8"], "--settings is 8 8, expected each setting once"),
         (["--seed", "-1"], "--seed is -1"),
         (["--scores", "nowhere.csv"], "nowhere.csv"),
         (

@@ -101,6 +101,23 @@ def test_a_result_does_not_depend_on_the_other_pictures_or_the_batch_size(pipe, 
     assert (pixels(work / "more" / "aaa.png") != pixels(work / "more" / "photo 1 ü.png")).any()
 
 
+def test_colour_profiles_stay_with_the_results(pipe, work):
+    picture = work / "in" / "photo 1 ü.png"
+    with Image.open(picture) as image:
+        image.load()
+    image.save(picture, icc_profile=b"a profile")
+    run(pipe, work, "out", official_layout=True)
+    for kind, profile in (("inpainted", b"a profile"), ("gt", b"a profile"), ("gt_keep_mask", None)):
+        assert Image.open(work / "out" / kind / picture.name).info.get("icc_profile") == profile
+    assert "icc_profile" not in Image.open(work / "out" / "inpainted" / "photo 3 ü.png").info
+
+
+def test_numbers_may_be_numpys(pipe, work):
+    run(pipe, work, "out")
+    numpys = {"schedule": {"num_model_calls": np.int64(CALLS)}, "batch_size": np.int64(BATCH_SIZE)}
+    assert run(pipe, work, "out", **numpys, seed=np.uint32(0)) == {}
+
+
 def test_one_mask_for_all(pipe, work):
     only = work / "only.png"
     shutil.copy(work / "masks" / "photo 1 ü.png", only)

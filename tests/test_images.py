@@ -1,6 +1,8 @@
 """Between pictures of 8 bits and arrays in [-1, 1]."""
 
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from PIL import ExifTags, Image
 from repaint_jax.images import (
     array_to_pil,
     array_to_uint8,
+    colour_profile,
     image_to_array,
     mask_to_array,
     open_image,
@@ -235,3 +238,50 @@ def test_files_that_are_no_pictures_are_refused_in_one_sentence(tmp_path: Path):
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path / name))} {message}"):
             open_image(tmp_path / name)
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A PNG file of 2 x 2 pixels with 16 bits for each channel, which Pillow cannot write in colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    rows = 2 * (b"\0" + 2 * channels * b"\x80\xff")
+    head = struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_files_of_16_bits_are_refused_in_every_colour_type(tmp_path: Path, colour_type: int, channels: int):
+    path = tmp_path / "deep.png"
+    path.write_bytes(deep_png(colour_type, channels))
+    with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits per channel, expected 8"):
+        open_image(path)
+
+
+def test_a_bitmap_of_16_bits_a_pixel_is_read(tmp_path: Path):
+    head = struct.pack("<2sIHHI", b"BM", 54 + 8, 0, 0, 54)
+    head += struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 0, 8, 0, 0, 0, 0)
+    (tmp_path / "small.bmp").write_bytes(head + bytes(8))
+    assert open_image(tmp_path / "small.bmp").mode == "RGB"
+
+
+def test_masks_with_transparent_pixels_are_refused():
+    erased = Image.new("RGBA", (3, 2), (255, 255, 255, 255))
+    assert mask_to_array(erased, (2, 3, 1)).all()
+    erased.putpixel((1, 1), (255, 255, 255, 0))
+    with pytest.raises(ValueError, match="mask has transparent pixels, expected black and white ones"):
+        mask_to_array(erased, (2, 3, 1))
+    with pytest.raises(ValueError, match="mask has transparent pixels"):
+        resize_together([erased], [erased], (2, 3, 1))
+
+
+def test_colour_profiles_stay_with_results_of_the_same_kind():
+    profile = b"a profile"
+    colour, grey = Image.new("RGB", (1, 1)), Image.new("L", (1, 1))
+    colour.info["icc_profile"] = grey.info["icc_profile"] = profile
+    assert colour_profile(colour, (1, 1, 3)) == colour_profile(grey, (1, 1, 1)) == profile
+    assert colour_profile(colour, (1, 1, 1)) is colour_profile(grey, (1, 1, 3)) is None

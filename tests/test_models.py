@@ -213,6 +213,15 @@ def test_one_image_is_a_batch_of_one_and_each_image_has_its_timestep(unet):
         ),
         ({"block_out_channels": [5]}, "block_out_channels has 5, expected a multiple of norm_num_groups=2"),
         (
+            {"block_out_channels": [], "down_block_types": [], "up_block_types": []},
+            "block_out_channels is empty, expected the channels of each level",
+        ),
+        (
+            {"block_out_channels": [5], "norm_num_groups": 5, "attention_head_dim": None},
+            "block_out_channels has 5 first and freq_shift is 0, expected an even number",
+        ),
+        ({"freq_shift": 4}, "freq_shift is 4, expected an even number of channels and less than half"),
+        (
             {"time_embedding_type": "gaussian"},
             "time_embedding_type is 'gaussian', expected one of positional, fourier, learned",
         ),

@@ -324,6 +324,14 @@ def test_weights_that_are_not_finite_give_an_error_and_no_picture(
         rp.RePaintPipeline.from_pretrained(tmp_path)
 
 
+def test_digest_tells_models_apart_whatever_their_params_are(pipe):
+    def digest(seed: int) -> str:
+        params = {"weight": jnp.ones(3), "key": jax.random.key(seed), "count": 2}
+        return dataclasses.replace(pipe, params=params).digest()
+
+    assert digest(0) == digest(0) != digest(1)
+
+
 # Sizes, modes and previews
 
 

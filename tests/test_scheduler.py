@@ -173,8 +173,31 @@ def test_a_jump_length_that_nothing_uses_may_be_anything():
 
 
 def test_chain_that_starts_where_the_model_expects_signal_is_warned_about():
-    with pytest.warns(UserWarning, match="num_inference_steps=1 .*starts from pure noise at timestep 0"):
+    with pytest.warns(UserWarning, match="from pure noise at timestep 0 of 0 to 999, .*'trailing' spacing"):
         rp.set_timesteps(rp.create_state(), 1, jump_n_sample=1)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_betas_that_do_not_end_in_noise_are_warned_about(spacing: str):
+    config = rp.RePaintSchedulerConfig(num_train_timesteps=100, timestep_spacing=spacing)
+    message = "from pure noise at timestep 99 of 0 to 99, .*share 0.36 of signal; betas that"
+    with pytest.warns(UserWarning, match=message):
+        rp.set_timesteps(rp.create_state(config), 100)
+    with pytest.warns(UserWarning, match=message):
+        rp.set_timesteps_for_budget(rp.create_state(config), 8)
+
+
+def test_numbers_may_be_numpys_whatever_their_width():
+    state = rp.create_state()
+    small = rp.set_timesteps(state, np.uint8(250), np.uint8(10), np.uint8(10))
+    np.testing.assert_array_equal(small.timesteps, rp.set_timesteps(state, 250).timesteps)
+    assert type(rp.set_timesteps_for_budget(state, np.int16(8)).num_model_calls) is int
+
+
+def test_betas_that_float64_cannot_tell_from_none_are_refused():
+    config = rp.RePaintSchedulerConfig(beta_start=5e-17)
+    with pytest.raises(ValueError, match="the smallest of the betas is 5e-17, expected noise in each"):
+        rp.create_state(config)
 
 
 # The legacy preset

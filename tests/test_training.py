@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,8 +16,10 @@ from safetensors.numpy import load_file
 
 import repaint_jax as rp
 from repaint_jax import cli, noise
+from repaint_jax.models import UNet2DConfig
 from repaint_jax.training import (
     TrainingConfig,
+    _forget_later_steps,
     batches,
     create_train_state,
     learning_rate_schedule,
@@ -80,6 +83,28 @@ def test_stopped_and_resumed_run_ends_bit_for_bit_as_one_that_was_not(model, ima
     resumed = train(CONFIG, *run, on_step=lambda step, loss: steps.append(step))
     assert steps == [5, 6]
     assert_equal_leaves(resumed, whole)
+    with pytest.raises(ValueError, match="num_steps is 3, expected at least the 6 steps that are done"):
+        train(dataclasses.replace(CONFIG, num_steps=3), *run)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_its_checkpoint(model, images, tmp_path) -> None:
+    _, params = model
+
+    def diverged(params, sample, timesteps):
+        return sample * jnp.nan
+
+    with pytest.raises(FloatingPointError, match="the loss is nan in step 1, expected a finite number"):
+        train(CONFIG, diverged, params, images, ABAR, tmp_path, checkpoint_every=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_forgets_what_was_logged_after_its_checkpoint(tmp_path) -> None:
+    log = tmp_path / "log.csv"
+    _forget_later_steps(log, 100)
+    assert not log.exists()
+    log.write_text("step,loss,time\n50,0.3,a\n100,0.2,b\n150,0.1,c\n")
+    _forget_later_steps(log, 100)
+    assert log.read_text() == "step,loss,time\n50,0.3,a\n100,0.2,b\n"
 
 
 @pytest.mark.slow
@@ -100,7 +125,7 @@ def test_learning_rate_warms_up_stays_and_decays() -> None:
 
 def test_learning_rate_without_a_warm_up_starts_at_its_highest() -> None:
     schedule = learning_rate_schedule(TrainingConfig(num_steps=100, warmup_steps=0, learning_rate=0.5))
-    np.testing.assert_allclose([schedule(1), schedule(50)], 0.5)
+    np.testing.assert_allclose([schedule(0), schedule(50)], 0.5)
 
 
 def test_learning_rate_never_jumps_even_where_the_warm_up_is_longer_than_the_run() -> None:
@@ -262,6 +287,9 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     message = capsys.readouterr().err.splitlines()[-1]
     assert "--learning-rate=0.001" in message
     assert "0.5" in message
+    assert cli.main(command(finished_run, train_steps=60)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "--train-steps is 60, expected the run's own 51: after 51 steps its learning rate" in message
 
 
 @pytest.mark.slow
@@ -271,7 +299,12 @@ def test_other_pictures_and_another_noise_schedule_are_refused_to_go_on_with(
     initial, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(finished_run / "run" / "model", initial)
     config = dataclasses.replace(CONFIG, num_steps=1)
+    run.mkdir()
+    (run / "training_config.json").write_text('{"training": {"learning_rate": 0.5}}')  # it never began
     train_unet2d(config, images, run, initial_model=initial)
+    architecture = UNet2DConfig.from_file(initial / "unet" / "config.json")
+    with pytest.raises(ValueError, match=r"holds a run with digest of the initial model='.*not None"):
+        train_unet2d(config, images, run, unet_config=architecture)
     with pytest.raises(ValueError, match="holds a run with digest of the pictures="):
         train_unet2d(config, images[::-1], run, initial_model=initial)
     scheduler = initial / "scheduler" / "scheduler_config.json"
@@ -381,6 +414,11 @@ def test_images_that_do_not_fit_the_architecture_are_refused(unet_config, tmp_pa
     [
         ({"dropout": 0.1}, "dropout is 0.1, expected 0"),
         ({"out_channels": 2}, "out_channels is 2, expected in_channels=1"),
+        ({"num_class_embeds": 3}, "the model is class-conditional, expected one that is not"),
+        (
+            {"time_embedding_type": "learned", "num_train_timesteps": 100},
+            "num_train_timesteps is 100, expected the scheduler's 1000",
+        ),
     ],
 )
 def test_architectures_that_cannot_be_trained_are_refused(unet_config, images, tmp_path, changes, expected):

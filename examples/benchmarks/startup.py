@@ -38,8 +38,9 @@ def first_picture() -> Rows:
         command = [sys.executable, "-m", "repaint_jax", "demo", "-o", f"{folder}/demo.png"]
 
         def run(**environment: str) -> None:
-            subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
+            subprocess.run(command, check=True, capture_output=True, env={**uncached, **environment})
 
+        uncached = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
         cache = {
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -145,9 +145,18 @@ class UNet2DConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, supported))}"
                 )
+        if not self.block_out_channels:
+            raise ValueError("block_out_channels is empty, expected the channels of each level")
         self._check_blocks("down_block_types", DOWN_BLOCK_TYPES)
         self._check_blocks("up_block_types", UP_BLOCK_TYPES)
         self._check_channels()
+        if self.time_embedding_type == "positional" and (
+            self.block_out_channels[0] % 2 or self.freq_shift >= self.block_out_channels[0] // 2
+        ):
+            raise ValueError(
+                f"block_out_channels has {self.block_out_channels[0]} first and freq_shift is "
+                f"{self.freq_shift}, expected an even number of channels and less than half of it"
+            )
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps is None, expected the rows of the learned time embedding")
 
