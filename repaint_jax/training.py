@@ -110,17 +110,22 @@ class TrainState(NamedTuple):
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     """Linear warm-up, constant, cosine decay to zero."""
-    decay_steps = max(1, round(config.num_steps * config.decay_fraction))
+    last_at_highest = _last_at_highest(config.num_steps, config.decay_fraction)
     decay = optax.join_schedules(
         [
             optax.constant_schedule(config.learning_rate),
-            optax.cosine_decay_schedule(config.learning_rate, decay_steps),
+            optax.cosine_decay_schedule(config.learning_rate, config.num_steps - last_at_highest),
         ],
-        [config.num_steps - decay_steps],
+        [last_at_highest],
     )
     if not config.warmup_steps:
         return decay
     return lambda step: decay(step) * jnp.minimum(1.0, step / config.warmup_steps)
+
+
+def _last_at_highest(num_steps: int, decay_fraction: float) -> int:
+    """Return the last step before the learning rate decays."""
+    return num_steps - max(1, round(num_steps * decay_fraction))
 
 
 def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -453,8 +458,8 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
 
 def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> None:
     """Refuse to lengthen a run whose learning rate has begun to fall to the end that it had."""
-    decay_begins = before["num_steps"] * (1 - before["decay_fraction"])
-    if num_steps > before["num_steps"] and steps_done > decay_begins:
+    last_at_highest = _last_at_highest(before["num_steps"], before["decay_fraction"])
+    if num_steps > before["num_steps"] and steps_done > last_at_highest + 1:
         raise ValueError(
             f"num_steps is {num_steps}, expected the run's own {before['num_steps']}: after {steps_done} "
             "steps its learning rate has begun to decay (`initial_model` starts a run from its model)"
