@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=[16],
         metavar="N",
-        help="how many pictures, at most, of all settings or of each",
+        help="how many pictures, at most, of all settings or of each; of a folder's some from everywhere",
     )
     evaluate.add_argument("--num-samples", type=int, default=8, help="results per picture and mask")
     evaluate.add_argument("--seed", type=int, default=0, help="of masks and noise")

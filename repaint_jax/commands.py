@@ -263,7 +263,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if height != width:
         raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
     data = pretrained.model_folder(options.data)
-    images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME)
+    images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME, mixed=True)
     known = [] if options.scores is None else read_scores(options.scores)
     rows = _interruptibly(
         evaluation.evaluate,

@@ -1,6 +1,7 @@
 """Sets of images from disk, all of them in memory as uint8."""
 
 import gzip
+import hashlib
 import struct
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def read_images(
-    folder: Path, image_size: int, *, grey: bool, idx_name: str = TRAIN_IDX_NAME
+    folder: Path, image_size: int, *, grey: bool, idx_name: str = TRAIN_IDX_NAME, mixed: bool = False
 ) -> NDArray[np.uint8]:  # [N, H, W, C]
     """Read all images below a folder.
 
@@ -28,6 +29,8 @@ def read_images(
             transparent becoming white.
         grey: read pictures as one channel instead of three.
         idx_name: Fashion-MNIST's training images, or its test images.
+        mixed: pictures come in an order that has nothing to do with what their names say, always the
+            same: the first of them are a fair sample.
     """
     check_int("image_size", image_size, 1)
     if not folder.is_dir():
@@ -37,6 +40,8 @@ def read_images(
     names = picture_names(folder)
     if not names:
         raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
+    if mixed:
+        names.sort(key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
     mode = "L" if grey else "RGB"
     return np.stack([_central_square(open_image(folder / name), image_size, mode) for name in names])
 

@@ -74,6 +74,19 @@ def test_file_that_is_no_picture_is_named(tmp_path: Path):
         read_images(tmp_path, 4, grey=True)
 
 
+def test_mixed_pictures_are_the_same_ones_in_an_order_that_new_ones_leave_alone(tmp_path: Path):
+    for number in range(9):
+        save(tmp_path / f"{number}.png", np.full((4, 4), number))
+
+    def order() -> list[int]:
+        return read_images(tmp_path, 4, grey=True, mixed=True)[:, 0, 0, 0].tolist()
+
+    before = order()
+    assert sorted(before) == list(range(9)) != before
+    save(tmp_path / "new.png", np.full((4, 4), 99))
+    assert [value for value in order() if value != 99] == before
+
+
 @pytest.mark.parametrize("image_size", [0, -1])
 def test_size_below_one_is_refused(tmp_path: Path, image_size: int):
     save(tmp_path / "a.png", np.zeros((4, 4)))
