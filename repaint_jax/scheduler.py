@@ -500,7 +500,7 @@ def _warn_of_signal(config: RePaintSchedulerConfig, timestep: int) -> None:
         cure = (
             "'trailing' spacing starts at the top"
             if timestep < last
-            else "betas that a model was trained with end in noise"
+            else "expected betas that leave next to none"
         )
         warnings.warn(
             f"the chain starts from pure noise at timestep {timestep} of 0 to {last}, where the model "

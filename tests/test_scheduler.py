@@ -180,7 +180,7 @@ def test_chain_that_starts_where_the_model_expects_signal_is_warned_about():
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_betas_that_do_not_end_in_noise_are_warned_about(spacing: str):
     config = rp.RePaintSchedulerConfig(num_train_timesteps=100, timestep_spacing=spacing)
-    message = "from pure noise at timestep 99 of 0 to 99, .*share 0.36 of signal; betas that"
+    message = "from pure noise at timestep 99 of 0 to 99, .*share 0.36 of signal; expected betas"
     with pytest.warns(UserWarning, match=message):
         rp.set_timesteps(rp.create_state(config), 100)
     with pytest.warns(UserWarning, match=message):
