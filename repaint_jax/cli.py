@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +25,9 @@ def run() -> NoReturn:
     """Be the program `repaint-jax`."""
     status = main()
     if status == 2:  # at once, as after Ctrl-C: threads may still compute what is not wanted any more
-        sys.stdout.flush(), sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # none where the shell closed it
+            with suppress(OSError):
+                stream.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -231,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=[16],
         metavar="N",
-        help="how many pictures, at most, of all settings or of each; of a folder's some from everywhere",
+        help="how many pictures, at most, of all settings or of each; from everywhere in a folder",
     )
     evaluate.add_argument("--num-samples", type=int, default=8, help="results per picture and mask")
     evaluate.add_argument("--seed", type=int, default=0, help="of masks and noise")

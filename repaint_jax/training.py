@@ -249,21 +249,18 @@ def train(
         if latest is not None:
             state = checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
         first_step = int(state.step)
-        if first_step > config.num_steps:
-            raise ValueError(
-                f"num_steps is {config.num_steps}, expected at least the {first_step} steps that are done"
-            )
+        _check_steps_left(config.num_steps, first_step)
         for step, batch in zip(
             range(first_step, config.num_steps),
             batches(config, images, first_step),
             strict=False,
         ):
-            state, loss = train_step(state, shard_batch(batch))
-            done = step + 1
+            state, mean_loss = train_step(state, shard_batch(batch))
+            done, loss = step + 1, float(mean_loss)
             if not math.isfinite(loss):  # before a checkpoint replaces the last good one
                 raise FloatingPointError(f"the loss is {loss} in step {done}, expected a finite number")
             if on_step is not None:
-                on_step(done, float(loss))
+                on_step(done, loss)
             if done % checkpoint_every == 0 or done == config.num_steps:
                 checkpoints.save(done, args=ocp.args.StandardSave(state))
                 if on_checkpoint is not None:
@@ -299,7 +296,7 @@ def train_unet2d(
     unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
     _check_batches(config, images)
     model_fn, params = nnx_model_fn(unet)
-    weights = () if initial_model is None else jax.tree.leaves(params)
+    initial_digest = None if initial_model is None else _digest(jax.tree.leaves(params))
     steps_done = _check_same_run(
         output,
         {
@@ -307,7 +304,7 @@ def train_unet2d(
             "unet": unet.config.to_dict(),
             "scheduler": scheduler_config.to_dict(),
             "data": {"digest of the pictures": _digest([images])},
-            "initial_model": {"digest of the initial model": _digest(weights) if weights else None},
+            "initial_model": {"digest of the initial model": initial_digest},
         },
     )
     _forget_later_steps(output / "log.csv", steps_done)
@@ -450,10 +447,18 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
                         f"{output} holds a run with {name}={earlier!r}, expected the "
                         f"same to go on with it, not {value!r}"
                     )
+        _check_steps_left(settings["training"]["num_steps"], steps_done)
         _check_extended(before["training"], settings["training"]["num_steps"], steps_done)
     with whole_file(path) as unfinished:
         write_json(unfinished, settings)
     return steps_done
+
+
+def _check_steps_left(num_steps: int, steps_done: int) -> None:
+    if steps_done > num_steps:
+        raise ValueError(
+            f"num_steps is {num_steps}, expected at least the {steps_done} steps that are done"
+        )
 
 
 def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> None:

@@ -441,3 +441,9 @@ def test_demo_shows_the_pictures_that_come_with_a_model(model_folder, folder, ca
         shutil.copy(folder / "image.png", own / "images" / name)
     assert cli.main([*words, str(own)]) == 0
     assert capsys.readouterr().out == f"wrote {folder / 'demo.png'}: 6 pictures, 1 samples each\n"
+
+
+def test_an_error_is_one_sentence_even_where_stdout_is_closed() -> None:
+    command = f"{sys.executable} -m repaint_jax inpaint missing.png half -o out.png >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "repaint-jax inpaint: missing.png does not exist\n")

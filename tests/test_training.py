@@ -290,6 +290,11 @@ def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
     assert cli.main(command(finished_run, train_steps=60)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "--train-steps is 60, expected the run's own 51: after 51 steps its learning rate" in message
+    assert cli.main(command(finished_run, train_steps=3)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "--train-steps is 3, expected at least the 51 steps that are done" in message
+    record = json.loads((finished_run / "run" / "training_config.json").read_text())
+    assert record["training"]["num_steps"] == 51
 
 
 @pytest.mark.slow
