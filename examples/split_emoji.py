@@ -1,12 +1,14 @@
-"""Split the Fluent emoji into training and held-out pictures, by kind.
+"""Split two sets of emoji into training and held-out pictures, by kind.
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-    python examples/split_emoji.py package/assets runs/emoji
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 && mkdir -p fluent && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz -C fluent
+    npm pack emoji-datasource-google@16.0.0 && mkdir -p google && tar xzf emoji-datasource-google-16.0.0.tgz -C google
+    python examples/split_emoji.py runs/emoji fluent/package/assets google/package/img/google/64
 
-copies 2,376 of 3,391 pictures (MIT licence) into runs/emoji/train and runs/emoji/held_out. A file's name is
-its code points. All that differ in skin tone, gender or age only are one kind, and a kind is on one side:
-one in ten is held out, with one picture. A kind has at most six pictures in training, so that people, who
-come in up to 18 variants, do not outnumber everything else.
+copies the pictures (Fluent: MIT licence; Google's Noto: Apache-2.0) into runs/emoji/train and
+runs/emoji/held_out, each set under a number of its own. A file's name is its code points. Emoji that differ in
+skin tone, gender or age only are one kind, and a kind is on one side in every set: one in ten is held out, with
+one picture of each set. A kind has at most six pictures of a set in training, so that people, who come in up to
+18 variants, do not outnumber everything else.
 """
 
 import argparse
@@ -30,10 +32,12 @@ AGE_AND_GENDER = {
     "1f48f": f"{PERSON}-2764-1f48b-{PERSON}",
     "1f46a": f"{PERSON}-{PERSON}-{CHILD}",
 }
+SUFFIXES = (".webp", ".png")
 
 
 def kind(name: str) -> str:
-    points = (AGE_AND_GENDER.get(point, point) for point in name.split("-"))
+    written = (point.lstrip("0") for point in name.replace("_", "-").split("-"))
+    points = (AGE_AND_GENDER.get(point, point) for point in written)
     return "-".join(point for point in points if point not in SKIN_TONES | SIGNS)
 
 
@@ -43,23 +47,25 @@ def digest(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("assets", type=Path, help="the package's folder of .webp files")
     parser.add_argument("output", type=Path)
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a package's folder of pictures")
     options = parser.parse_args()
 
-    variants = defaultdict(list)
-    for path in sorted(options.assets.glob("*.webp")):
-        variants[kind(path.stem)].append(path)
-    if not variants:
-        parser.error(f"{options.assets} holds no .webp files")
-    for name, paths in variants.items():
-        held_out = digest(name) % 10 == 0
-        folder = options.output / ("held_out" if held_out else "train")
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = paths[:1] if held_out else sorted(paths, key=lambda path: digest(path.stem))[:6]
-        for path in chosen:
-            shutil.copy(path, folder)
-    for folder in sorted(options.output.iterdir()):
+    for number, pictures in enumerate(options.sets, start=1):
+        variants = defaultdict(list)
+        for path in sorted(pictures.iterdir()):
+            if path.suffix in SUFFIXES:
+                variants[kind(path.stem)].append(path)
+        if not variants:
+            parser.error(f"{pictures} holds no {' or '.join(SUFFIXES)} files")
+        for name, paths in variants.items():
+            held_out = digest(name) % 10 == 0
+            folder = options.output / ("held_out" if held_out else "train") / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            chosen = paths[:1] if held_out else sorted(paths, key=lambda path: digest(path.stem))[:6]
+            for path in chosen:
+                shutil.copy(path, folder)
+    for folder in sorted(options.output.glob("*/*")):
         print(f"{folder}: {len(list(folder.iterdir()))} pictures")
 
 

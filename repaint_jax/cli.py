@@ -303,6 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--timestep-density", default="uniform", help="or lognormal")
     train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
     train.add_argument(
+        "--random-shift", type=int, default=0, metavar="PIXELS", help="move pictures by up to so many pixels"
+    )
+    train.add_argument(
         "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps between checkpoints"
     )
     train.add_argument("--seed", type=int, default=0, help="of everything random")

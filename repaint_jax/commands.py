@@ -303,6 +303,7 @@ def train(options: argparse.Namespace) -> int:
         prediction_type=options.prediction_type,
         timestep_density=options.timestep_density,
         random_flip=options.random_flip,
+        random_shift=options.random_shift,
         seed=options.seed,
     )
     images = read_images(options.data, options.image_size, grey=options.grey)

@@ -61,6 +61,8 @@ class TrainingConfig:
             standard deviation 1.5, after Karras et al. 2022 (arXiv 2206.00364, table 1), with one step
             in ten uniform so that no timestep is left untrained.
         random_flip: mirror half of the images of an epoch, left to right.
+        random_shift: move every image by up to so many pixels along each axis, anew in every epoch; the
+            pixels of its edge are repeated.
         seed: of the weights, the order of the images, the timesteps and the noise.
     """
 
@@ -74,12 +76,14 @@ class TrainingConfig:
     prediction_type: str = "epsilon"
     timestep_density: str = "uniform"
     random_flip: bool = False
+    random_shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
             check_int(name, getattr(self, name), 1)
-        check_int("warmup_steps", self.warmup_steps, 0)
+        for name in ("warmup_steps", "random_shift"):
+            check_int(name, getattr(self, name), 0)
         check_seed(self.seed)
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
@@ -196,12 +200,23 @@ def batches(
         rng = np.random.default_rng((config.seed, epoch))
         order = rng.permutation(len(images))
         flipped = config.random_flip & (rng.random(len(images)) < 0.5)
+        shifts = rng.integers(-config.random_shift, config.random_shift, (len(images), 2), endpoint=True)
         for batch in range(position, per_epoch):
             chosen = slice(batch * config.batch_size, (batch + 1) * config.batch_size)
             pictures = images[order[chosen]]
             mirrored = flipped[chosen, None, None, None]
-            yield uint8_to_array(np.where(mirrored, pictures[:, :, ::-1], pictures))
+            pictures = np.where(mirrored, pictures[:, :, ::-1], pictures)
+            yield uint8_to_array(_shifted(pictures, shifts[chosen]))
         epoch, position = epoch + 1, 0
+
+
+def _shifted(pictures: NDArray[np.uint8], shifts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Move each picture [H, W, C] by its shift down and to the right."""
+    rows, columns = (np.arange(side) for side in pictures.shape[1:3])
+    rows = np.clip(rows - shifts[:, :1], 0, len(rows) - 1)
+    columns = np.clip(columns - shifts[:, 1:], 0, len(columns) - 1)
+    number = np.arange(len(pictures))[:, None, None]
+    return pictures[number, rows[:, :, None], columns[:, None, :]]
 
 
 def train(
