@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 import repaint_jax as rp
-from repaint_jax.drawn_masks import box
-from repaint_jax.plots import tile
-from repaint_jax.pretrained import bundled_folder
+from repaint_jax.models.pretrained import bundled_folder
+from repaint_jax.pictures.drawn_masks import box
+from repaint_jax.pictures.plots import tile
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/01_inpaint.png"))

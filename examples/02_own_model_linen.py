@@ -15,9 +15,9 @@ import numpy as np
 from flax import linen as nn
 
 import repaint_jax as rp
-from repaint_jax import noise
-from repaint_jax.images import uint8_to_array
-from repaint_jax.plots import inpainting_grid
+from repaint_jax.pictures.images import uint8_to_array
+from repaint_jax.pictures.plots import inpainting_grid
+from repaint_jax.sampling import noise
 from repaint_jax.training import TrainingConfig, batches, create_train_state, make_train_step
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -15,9 +15,9 @@ from flax import nnx
 from PIL import Image
 
 import repaint_jax as rp
-from repaint_jax.images import image_to_array
-from repaint_jax.plots import inpainting_grid
-from repaint_jax.pretrained import bundled_folder, load_pretrained
+from repaint_jax.models.pretrained import bundled_folder, load_pretrained
+from repaint_jax.pictures.images import image_to_array
+from repaint_jax.pictures.plots import inpainting_grid
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/03_own_model_nnx.png"))

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 import repaint_jax as rp
-from repaint_jax.images import array_to_uint8, image_to_array
-from repaint_jax.plots import tile
-from repaint_jax.pretrained import bundled_folder
+from repaint_jax.models.pretrained import bundled_folder
+from repaint_jax.pictures.images import array_to_uint8, image_to_array
+from repaint_jax.pictures.plots import tile
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/04_masks.png"))

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import repaint_jax as rp
-from repaint_jax.images import array_to_uint8
-from repaint_jax.plots import show_hole, tile
+from repaint_jax.pictures.images import array_to_uint8
+from repaint_jax.pictures.plots import show_hole, tile
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/08_latent.png"))

@@ -18,10 +18,18 @@ from pathlib import Path
 import numpy as np
 
 import repaint_jax as rp
-from repaint_jax.datasets import TEST_IDX_NAME, TRAIN_IDX_NAME, read_idx_images
-from repaint_jax.evaluation import Images, MaskedBatch, draw, evaluate, masked_batches, score
-from repaint_jax.images import uint8_to_array
-from repaint_jax.score_tables import read_scores, write_tables
+from repaint_jax.evaluation.evaluate import (
+    Images,
+    MaskedBatch,
+    draw,
+    evaluate,
+    images_of_settings,
+    masked_batches,
+    score,
+)
+from repaint_jax.evaluation.score_tables import read_scores, write_tables
+from repaint_jax.pictures.datasets import TEST_IDX_NAME, TRAIN_IDX_NAME, read_idx_images
+from repaint_jax.pictures.images import uint8_to_array
 
 MASKS = ("half", "wide", "expand", "alternating_lines")
 
@@ -47,29 +55,27 @@ def main() -> None:
     )
     options = parser.parse_args()
     names = [*options.settings, "nearest", "mean"]
-    counts = options.num_images * (len(names) if len(options.num_images) == 1 else 1)
-    if len(counts) != len(names):
-        parser.error(f"--num-images has {len(counts)} numbers, expected 1 or {len(names)}")
-    if len(set(options.settings)) < len(options.settings):
-        parser.error(f"--settings is {' '.join(options.settings)}, expected each setting once")
+    try:
+        counts = images_of_settings(names, options.num_images)
+    except ValueError as error:
+        parser.error(str(error))
 
     train = uint8_to_array(read_idx_images(options.data / TRAIN_IDX_NAME))
     test = uint8_to_array(read_idx_images(options.data / TEST_IDX_NAME))
-    *of_settings, of_nearest, of_mean = counts
     rows = evaluate(
         rp.RePaintPipeline.from_pretrained("bundled"),
         test,
         options.masks,
-        dict(zip(options.settings, of_settings, strict=True)),
+        {name: counts[name] for name in options.settings},
         options.output,
         num_samples=options.num_samples,
         known=read_scores(options.scores) if options.scores else (),
     )
-    for name, make, count in (
-        ("nearest", partial(nearest, train, options.num_samples), of_nearest),
-        ("mean", partial(mean_image, train), of_mean),
+    for name, make in (
+        ("nearest", partial(nearest, train, options.num_samples)),
+        ("mean", partial(mean_image, train)),
     ):
-        for batch in masked_batches(test[:count], options.masks, seed=0):
+        for batch in masked_batches(test[: counts[name]], options.masks, seed=0):
             samples = make(batch)
             rows += score(name, batch, samples)
             if batch.start == 0:

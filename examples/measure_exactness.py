@@ -16,8 +16,8 @@ known, so that there is no network whose errors would be measured instead:
   and what is left is never called less than half of the floor.
 
 Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1)
-on the same problem. The constants of `repaint_jax.correlated` were chosen on other problems of these kinds,
-seeds from 100 on among them; those from 0 on, the default here, were not looked at.
+on the same problem. The constants of the call budget, in `repaint_jax.sampling`, were chosen on other
+problems of these kinds, seeds from 100 on among them; those from 0 on, the default here, were not looked at.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 import repaint_jax as rp
-from repaint_jax.correlated import correlated_transition
-from repaint_jax.transition import reverse_transition
+from repaint_jax.sampling.budget_transition import budget_transition
+from repaint_jax.sampling.repaint_transition import reverse_transition
 
 PAPER = "the paper's setting"
 BUDGETS = (16, 32, 64, 128, 256, 602, 1200, 2410, 5000)
@@ -218,9 +218,7 @@ def samplers(betas: dict[str, Any], budgets: Sequence[int]) -> Iterator[Sampler]
 def resampling(name: str, config: rp.RePaintSchedulerConfig, *schedule: int) -> Sampler:
     with warnings.catch_warnings(action="ignore"):  # of 64 steps, which start at 945 of 1000
         state = rp.set_timesteps(rp.create_state(config), *schedule)
-    levels, call_levels, jump_variances = state.schedule
-    rows = jax.tree.map(lambda field: np.asarray(field)[call_levels], levels)
-    return as_sampler(name, state, resampling_transition, (rows, np.asarray(jump_variances)))
+    return as_sampler(name, state, resampling_transition, rows_of(state))
 
 
 def resampling_transition(config, row, output, sample, previous_z, image, mask, z):
@@ -229,11 +227,11 @@ def resampling_transition(config, row, output, sample, previous_z, image, mask, 
 
 def call_budget(config: rp.RePaintSchedulerConfig, num_model_calls: int) -> Sampler:
     state = rp.set_timesteps_for_budget(rp.create_state(config), num_model_calls)
-    return as_sampler("call budget", state, budget_transition, jax.tree.map(np.asarray, state.schedule))
+    return as_sampler("call budget", state, correlated_transition, rows_of(state))
 
 
-def budget_transition(config, row, *arrays):
-    return correlated_transition(config, row, *arrays)[0]
+def correlated_transition(config, row, *arrays):
+    return budget_transition(config, row, *arrays)[0]
 
 
 def white_renoising(config: rp.RePaintSchedulerConfig, num_model_calls: int) -> Sampler:
@@ -254,6 +252,10 @@ def white_renoising_transition(config, row, eps, sample, previous_z, image, mask
     x0 = (sample - noise * eps) / signal
     unknown = next_signal * x0 + below * eps + renoising * z
     return mask * (next_signal * image + next_noise * z) + (1 - mask) * unknown
+
+
+def rows_of(state: rp.RePaintSchedulerState) -> Any:
+    return jax.tree.map(np.asarray, state.schedule.rows())
 
 
 def as_sampler(name, state, transition, rows) -> Sampler:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 import repaint_jax as rp
-from repaint_jax.folder import inpaint_folder
-from repaint_jax.pretrained import pictures_of_model
+from repaint_jax.folder.run import inpaint_folder
+from repaint_jax.models.pretrained import pictures_of_model
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
 """Split two sets of emoji into training and held-out pictures, by kind.
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 && mkdir -p fluent && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz -C fluent
-    npm pack emoji-datasource-google@16.0.0 && mkdir -p google && tar xzf emoji-datasource-google-16.0.0.tgz -C google
+    mkdir fluent google
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz -C fluent
+    npm pack emoji-datasource-google@16.0.0 && tar xzf emoji-datasource-google-16.0.0.tgz -C google
     python examples/split_emoji.py runs/emoji fluent/package/assets google/package/img/google/64
 
 copies the pictures (Fluent: MIT licence; Google's Noto: Apache-2.0) into runs/emoji/train and
-runs/emoji/held_out, each set under a number of its own. A file's name is its code points. Emoji that differ in
-skin tone, gender or age only are one kind, and a kind is on one side in every set: one in ten is held out, with
-one picture of each set. A kind has at most six pictures of a set in training, so that people, who come in up to
-18 variants, do not outnumber everything else.
+runs/emoji/held_out, each set into a numbered folder. A file's name is its code points. Emoji that differ in
+skin tone, gender or age only are one kind, and a kind is on one side in every set: one in ten is held out,
+with one picture of each set. A kind has at most six pictures of a set in training, so that people, who come
+in up to 18 variants, do not outnumber everything else.
 """
 
 import argparse

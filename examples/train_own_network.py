@@ -15,10 +15,10 @@ from flax import nnx
 from tqdm import tqdm
 
 import repaint_jax as rp
-from repaint_jax import noise
-from repaint_jax.datasets import read_images
-from repaint_jax.images import uint8_to_array
-from repaint_jax.plots import inpainting_grid
+from repaint_jax.pictures.datasets import read_images
+from repaint_jax.pictures.images import uint8_to_array
+from repaint_jax.pictures.plots import inpainting_grid
+from repaint_jax.sampling import noise
 from repaint_jax.training import TrainingConfig, train
 
 

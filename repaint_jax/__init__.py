@@ -1,22 +1,24 @@
 """RePaint inpainting for JAX and Flax, as pure functions."""
 
-from repaint_jax import masks, metrics, models
-from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.devices import largest_batch_size, replicate, shard_batch
-from repaint_jax.inpaint import continue_chain, inpaint, start_chain
+from repaint_jax import masks, models
+from repaint_jax.evaluation import metrics
 from repaint_jax.models import linen_model_fn, nnx_model_fn
 from repaint_jax.pipeline import RePaintPipeline
-from repaint_jax.scheduler import (
+from repaint_jax.sampling.budget_schedule import budget_step, set_timesteps_for_budget
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.devices import largest_batch_size, replicate, shard_batch
+from repaint_jax.sampling.inpaint import continue_chain, inpaint, start_chain
+from repaint_jax.sampling.repaint_schedule import (
     RePaintSchedulerOutput,
-    RePaintSchedulerState,
-    add_noise,
-    budget_step,
-    create_state,
-    scale_model_input,
     set_timesteps,
-    set_timesteps_for_budget,
     step,
     undo_step,
+)
+from repaint_jax.sampling.scheduler import (
+    RePaintSchedulerState,
+    add_noise,
+    create_state,
+    scale_model_input,
 )
 
 __all__ = [
@@ -44,4 +46,4 @@ __all__ = [
     "step",
     "undo_step",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,5 +1,5 @@
 """`python -m repaint_jax` is `repaint-jax`."""
 
-from repaint_jax.cli import run
+from repaint_jax.cli.main import run
 
 run()

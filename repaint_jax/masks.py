@@ -9,8 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from repaint_jax.checks import check_floating, check_int
-from repaint_jax.keys import is_key_vector
+from repaint_jax.sampling.checks import check_floating, check_int
+from repaint_jax.sampling.keys import is_key_vector
 
 
 def half(height: int, width: int) -> jax.Array:

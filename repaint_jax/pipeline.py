@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,31 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
-from PIL import Image
 
-from repaint_jax.checks import check_callable, check_int
-from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.devices import replicate, shard_batch
-from repaint_jax.images import array_to_pil, image_to_array, mask_to_array, pil_mode, resize_together
-from repaint_jax.inpaint import ChainCarry, continue_chain, inpaint, start_chain
-from repaint_jax.keys import is_key_vector
 from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
-from repaint_jax.models.guidance import (
-    ClassConditional,
-    ClassifierFreeGuidance,
-    ClassifierGradient,
-    ClassifierGuidance,
-    CondFn,
+from repaint_jax.models.guidance import Classifier, CondFn, checked_labels, guided_model
+from repaint_jax.models.pretrained import load_classifier, load_pretrained, save_pretrained
+from repaint_jax.pictures.images import (
+    as_output,
+    check_output_type,
+    images_and_masks,
 )
-from repaint_jax.pretrained import load_classifier, load_pretrained, save_pretrained
-from repaint_jax.scheduler import (
-    RePaintSchedulerState,
-    create_state,
-    set_timesteps,
-    set_timesteps_for_budget,
-)
-
-OUTPUT_TYPES = ("pil", "np", "jax")
+from repaint_jax.sampling.budget_schedule import set_timesteps_for_budget
+from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.devices import free_devices, replicate, shard_batch
+from repaint_jax.sampling.inpaint import ChainCarry, ModelFn, continue_chain, inpaint, start_chain
+from repaint_jax.sampling.keys import sample_keys
+from repaint_jax.sampling.repaint_schedule import set_timesteps
+from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state, schedule_of
 
 DEFAULT_MODEL_CALLS = 64
 
@@ -65,14 +56,6 @@ class _Chain(NamedTuple):
     arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
     num_results: int
     devices: list[jax.Device]  # that the rows are laid out over; none where params are sharded
-
-
-class Classifier(NamedTuple):
-    """A classifier of noisy pictures."""
-
-    classifier_fn: Callable[..., jax.Array]  # (params, sample, timestep) -> logits [B, num_classes]
-    params: Any
-    num_classes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +146,7 @@ class RePaintPipeline:
         jump_n_sample: int | None = None,
         *,
         num_model_calls: int | None = None,
+        state: RePaintSchedulerState | None = None,
         key: jax.Array,
         num_samples: int = 1,
         output_type: str = "pil",
@@ -192,6 +176,7 @@ class RePaintPipeline:
             jump_n_sample: passes through each stretch of jump_length steps.
             num_model_calls: the budget, instead of the four; see `set_timesteps_for_budget`.
                 DEFAULT_MODEL_CALLS where None.
+            state: a state with a schedule, such as `set_timesteps` returns, instead of all five.
             key: a key, or a vector of keys, one for each image.
             num_samples: results for each image; they follow one another in the output.
             output_type: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax" (the same shape, in
@@ -217,12 +202,12 @@ class RePaintPipeline:
             ValueError: on pictures and masks that do not fit the model or each other.
             FloatingPointError: the result is not finite.
         """
-        self._check_output_type(output_type)
+        check_output_type(output_type, self.image_shape)
         chain = self._chain(
             image,
             mask_image,
-            self.set_timesteps(
-                num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+            self._scheduled(
+                state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
             ),
             key=key,
             num_samples=num_samples,
@@ -241,8 +226,8 @@ class RePaintPipeline:
         )
         result, previews = _finite(result[:num_results]), previews[:, :num_results]
         return ImagePipelineOutput(
-            _as_output(result, output_type),
-            None if preview_calls is None else _as_output(previews, output_type),
+            as_output(result, output_type),
+            None if preview_calls is None else as_output(previews, output_type),
         )
 
     def watch(
@@ -256,6 +241,7 @@ class RePaintPipeline:
         *,
         key: jax.Array,
         num_model_calls: int | None = None,
+        state: RePaintSchedulerState | None = None,
         output_type: str = "pil",
         **options: Any,
     ) -> Iterator[WatchedPictures]:
@@ -272,9 +258,9 @@ class RePaintPipeline:
         Raises:
             TypeError, ValueError: at once, as a call does.
         """
-        self._check_output_type(output_type)
-        state = self.set_timesteps(
-            num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+        check_output_type(output_type, self.image_shape)
+        state = self._scheduled(
+            state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
         )
         return self._watched(self._chain(image, mask_image, state, key=key, **options), output_type)
 
@@ -284,19 +270,13 @@ class RePaintPipeline:
         carry = start_chain(state, images, keys)
         if chain.devices:
             # Put where the calls put it: what lies elsewhere is compiled for once more.
-            samples = shard_batch((carry.sample, carry.previous_noise), chain.devices)
+            samples = shard_batch((carry.sample, carry.memory), chain.devices)
             carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
         for calls_done in range(1, total + 1):
             carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
             pictures = jnp.where(masks == 1, images, previews[0]) if calls_done < total else carry.sample
             pictures = _finite(pictures[: chain.num_results])
-            yield WatchedPictures(calls_done, total, _as_output(pictures, output_type))
-
-    def _check_output_type(self, output_type: str) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
-        if output_type == "pil":
-            pil_mode(self.image_shape)
+            yield WatchedPictures(calls_done, total, as_output(pictures, output_type))
 
     def _chain(
         self,
@@ -308,33 +288,21 @@ class RePaintPipeline:
         num_samples: int = 1,
         resize: bool = False,
         class_labels: Any = None,
-        guidance_scale: float = 1.0,
-        null_label: int | None = None,
-        cond_fn: CondFn | None = None,
-        cond_params: Any = None,
+        **guidance: Any,
     ) -> _Chain:
         check_int("num_samples", num_samples, 1)
-        image_list, mask_list = _as_list("image", image), _as_list("mask_image", mask_image)
-        if resize:
-            image_list, mask_list = resize_together(image_list, mask_list, self.image_shape)
-        images = np.stack([image_to_array(one, self.image_shape) for one in image_list])
-        masks = np.stack([mask_to_array(one, self.image_shape) for one in mask_list])
-        if len(masks) not in (1, len(images)):
-            raise ValueError(
-                f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
-            )
-        masks = np.broadcast_to(masks, (len(images), *masks.shape[1:]))
+        images, masks = images_and_masks(image, mask_image, self.image_shape, resize=resize)
         # Rows up to a multiple of the devices are filled with copies of the last one.
         num_results = len(images) * num_samples
-        devices = self._devices()[:num_results]
+        devices = free_devices(self.params)[:num_results]
         rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
         if class_labels is not None:
-            class_labels = self.checked_labels("class_labels", class_labels, len(images))
+            class_labels = checked_labels(
+                "class_labels", class_labels, len(images), self.unet_config, self.classifier
+            )
             class_labels = class_labels[rows // num_samples]
-        model_fn, params = self.guided_model(
-            state.config, class_labels, guidance_scale, null_label, cond_fn, cond_params
-        )
-        keys = _sample_keys(key, len(images), num_samples)
+        model_fn, params = self.guided_model(state.config, class_labels, **guidance)
+        keys = sample_keys(key, len(images), num_samples)
         batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
         if devices:
             batch, params = shard_batch(batch, devices), replicate(params, devices)
@@ -370,24 +338,21 @@ class RePaintPipeline:
         config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
         return set_timesteps(create_state(config), **chosen)
 
+    def _scheduled(
+        self, state: RePaintSchedulerState | None, *arguments: Any, num_model_calls: int | None
+    ) -> RePaintSchedulerState:
+        """Return the state that a call was given, or make the one that its other arguments ask for."""
+        if state is None:
+            return self.set_timesteps(*arguments, num_model_calls=num_model_calls)
+        if any(argument is not None for argument in (*arguments, num_model_calls)):
+            raise ValueError("state is given beside arguments of a schedule, expected one of the two")
+        schedule_of(state)
+        return state
+
     @property
     def is_class_conditional(self) -> bool:
         """Whether the model wants class labels."""
         return self.unet_config is not None and self.unet_config.is_class_conditional
-
-    def seconds_per_call(self) -> float:
-        """Time a model call for one picture, after its compilation: the best of a few."""
-        labels = np.zeros(1, np.int32) if self.is_class_conditional or self.classifier is not None else None
-        model_fn, params = self.guided_model(self.state.config, labels)
-        call = jax.jit(model_fn)
-        sample = jnp.zeros((1, *self.image_shape))
-
-        def seconds() -> float:
-            start = time.perf_counter()
-            jax.block_until_ready(call(params, sample, 0))
-            return time.perf_counter() - start
-
-        return min([seconds() for _ in range(4)][1:])
 
     def digest(self) -> str:
         """Return a digest of all that decides what the model makes, but for a model_fn of your own."""
@@ -398,119 +363,28 @@ class RePaintPipeline:
             digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
         return digest.hexdigest()
 
-    def _devices(self) -> list[jax.Device]:
-        """All that this process has; none where params are sharded already: JAX knows where to compute."""
-        leaves = [leaf for leaf in jax.tree.leaves(self.params) if isinstance(leaf, jax.Array)]
-        whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
-        return jax.local_devices() if whole else []
-
-    def checked_labels(self, name: str, class_labels: Any, num_images: int) -> NDArray[np.int32]:
-        """Return one label for each image, or refuse those that the model does not know."""
-        if self.unet_config is not None and self.unet_config.class_embed_type == "identity":
-            raise ValueError(
-                f"{name} is {class_labels!r}, expected none: the model's class_embed_type is 'identity', "
-                "its model_fn takes embeddings"
-            )
-        labels = np.asarray(class_labels)
-        if labels.shape not in ((), (num_images,)) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"{name} is {class_labels!r}, expected an integer, or one for each of {num_images} images"
-            )
-        model_classes = None if self.unet_config is None else self.unet_config.num_class_embeds
-        classifier_classes = None if self.classifier is None else self.classifier.num_classes
-        num_classes = min(model_classes or np.inf, classifier_classes or np.inf)
-        if labels.min() < 0 or labels.max() >= num_classes:
-            bound = f" to {num_classes - 1}" if num_classes < np.inf else ""
-            raise ValueError(f"{name} is {class_labels!r}, expected labels from 0{bound}")
-        return np.broadcast_to(labels.astype(np.int32), (num_images,))
-
     def guided_model(
-        self,
-        config: RePaintSchedulerConfig,
-        class_labels: Any,
-        guidance_scale: float = 1.0,
-        null_label: int | None = None,
-        cond_fn: CondFn | None = None,
-        cond_params: Any = None,
-    ) -> tuple[Callable[..., jax.Array], Any]:
+        self, config: RePaintSchedulerConfig, class_labels: NDArray[np.int32] | None, **guidance: Any
+    ) -> tuple[ModelFn, Any]:
         """Return a model_fn and its params that do what a call with these arguments asks for.
 
-        class_labels holds one for each image of the batch, or is None.
+        Args:
+            config: of the scheduler.
+            class_labels: one for each image of the batch, or None.
+            guidance: `guidance_scale`, `null_label`, `cond_fn` and `cond_params` of the call.
         """
-        model_fn, params = self.model_fn, self.params
-        conditional = self.is_class_conditional
-        follows_gradient = cond_fn is not None or self.classifier is not None
-        if conditional and class_labels is None:
-            raise ValueError("class_labels is None, expected labels: the model is class-conditional")
-        if class_labels is not None and not conditional and self.classifier is None:
-            raise ValueError(
-                f"class_labels is {class_labels.tolist()}, but the model is not class-conditional and "
-                "there is no classifier"
-            )
-        if null_label is not None and (follows_gradient or not conditional):
-            raise ValueError(
-                f"null_label is {null_label}, expected it only with a class-conditional model and without "
-                "a classifier or cond_fn"
-            )
-        if guidance_scale != 1 and null_label is None and not follows_gradient:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but there is nothing to guide: no classifier, "
-                "no cond_fn and no null_label"
-            )
-        if null_label is not None:
-            null_labels = self.checked_labels("null_label", null_label, len(class_labels))
-            model_fn = ClassifierFreeGuidance(model_fn)
-            params = (params, class_labels, null_labels, guidance_scale)
-        elif conditional:
-            model_fn, params = ClassConditional(model_fn), (params, class_labels)
-        if cond_fn is None and self.classifier is not None:
-            if class_labels is None:
-                raise ValueError("class_labels is None, expected labels for the classifier")
-            cond_fn = ClassifierGradient(self.classifier.classifier_fn)
-            cond_params = (self.classifier.params, class_labels)
-        if cond_fn is not None:
-            check_callable("cond_fn", cond_fn)
-            model_fn = ClassifierGuidance(model_fn, cond_fn, config)
-            params = (params, cond_params, guidance_scale)
-        return model_fn, params
+        return guided_model(
+            self.model_fn,
+            self.params,
+            config,
+            class_labels,
+            unet_config=self.unet_config,
+            classifier=self.classifier,
+            **guidance,
+        )
 
 
 def _finite(images: jax.Array) -> jax.Array:
     if not bool(jnp.isfinite(images).all()):
         raise FloatingPointError("the model's result has values that are not finite")
     return images
-
-
-def _as_output(images: jax.Array, output_type: str) -> Any:
-    if output_type == "jax":
-        return images
-    if output_type == "np":
-        return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
-    if images.ndim > 4:
-        return [_as_output(batch, output_type) for batch in images]
-    return [array_to_pil(one) for one in np.asarray(images)]
-
-
-def _as_list(name: str, pictures: Any) -> Sequence[Any]:
-    if isinstance(pictures, Image.Image):
-        return [pictures]
-    if isinstance(pictures, str | Path):
-        raise TypeError(f"{name} is {pictures!r}, expected a PIL image, an array or a list of them")
-    if isinstance(pictures, Sequence) or np.ndim(pictures) == 4:
-        if len(pictures) == 0:
-            raise ValueError(f"{name} is empty, expected at least one picture")
-        return pictures
-    return [pictures]
-
-
-def _sample_keys(key: jax.Array, num_images: int, num_samples: int) -> jax.Array:
-    """One key for each sample; those of image i follow from its own key alone."""
-    fold_in = jax.vmap(jax.random.fold_in, (0, None))
-    fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
-    image_keys = key if is_key_vector(key) else fold_in_each(key, jnp.arange(num_images))
-    if len(image_keys) != num_images:
-        raise ValueError(
-            f"key is a vector of {len(image_keys)} keys, expected one for each of {num_images} images"
-        )
-    per_sample = [fold_in(image_keys, sample) for sample in range(num_samples)]
-    return jnp.stack(per_sample, axis=1).reshape(num_images * num_samples, *image_keys.shape[1:])

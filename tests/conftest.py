@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import repaint_jax as rp
 from repaint_jax.models import UNet2D, UNet2DConfig
-from repaint_jax.pretrained import save_pretrained
+from repaint_jax.models.pretrained import save_pretrained
 
 SIDE = 8
 

@@ -9,8 +9,8 @@ import pytest
 
 import repaint_jax as rp
 from repaint_jax import masks
-from repaint_jax.images import image_to_array, open_image
-from repaint_jax.pretrained import bundled_folder, model_folder, pictures_of_model
+from repaint_jax.models.pretrained import bundled_folder, model_folder, pictures_of_model
+from repaint_jax.pictures.images import image_to_array, open_image
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import repaint_jax as rp
-from repaint_jax.pretrained import save_pretrained
+from repaint_jax.models.pretrained import save_pretrained
 
 KEY = jax.random.key(0)
 SCHEDULE = {"num_inference_steps": 4, "jump_length": 2, "jump_n_sample": 2}
@@ -378,6 +378,26 @@ def test_previews_of_chosen_calls_come_in_the_output_type(pipe, pixels, keep):
     without = run(pipe, pixels, keep, num_samples=2, output_type="jax")
     np.testing.assert_allclose(in_jax.images, without, atol=1e-5)
     assert pipe(pixels, keep, **SCHEDULE, key=KEY).previews is None
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, {"num_model_calls": 9}])
+def test_a_prepared_schedule_makes_what_its_arguments_make(pipe, pixels, keep, schedule):
+    state = pipe.set_timesteps(**schedule)
+    expected = pipe(pixels, keep, **schedule, key=KEY, output_type="jax").images
+    np.testing.assert_array_equal(
+        pipe(pixels, keep, state=state, key=KEY, output_type="jax").images, expected
+    )
+    *_, last = pipe.watch(pixels, keep, state=state, key=KEY, output_type="jax")
+    np.testing.assert_array_equal(last.images, expected)
+
+
+def test_a_prepared_schedule_beside_other_arguments_or_without_calls_is_refused(pipe, pixels, keep):
+    with pytest.raises(ValueError, match="state is given beside arguments of a schedule, expected one of"):
+        pipe(pixels, keep, state=pipe.set_timesteps(num_model_calls=9), num_model_calls=9, key=KEY)
+    with pytest.raises(ValueError, match="state has no schedule, expected one from set_timesteps"):
+        pipe(pixels, keep, state=pipe.state, key=KEY)
+    with pytest.raises(TypeError, match="state is 64, expected a RePaintSchedulerState"):
+        pipe.watch(pixels, keep, state=64, key=KEY)
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, {"num_model_calls": 9}])

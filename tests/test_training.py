@@ -15,21 +15,20 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import repaint_jax as rp
-from repaint_jax import cli, noise
+from repaint_jax.cli.main import main
 from repaint_jax.models import UNet2DConfig
+from repaint_jax.sampling import noise
 from repaint_jax.training import (
     TrainingConfig,
-    _forget_later_steps,
     batches,
     create_train_state,
     learning_rate_schedule,
     make_train_step,
     optimizer,
-    small_unet_config,
     timestep_probabilities,
     train,
-    train_unet2d,
 )
+from repaint_jax.training_run import _forget_later_steps, small_unet_config, train_unet2d
 
 ABAR = noise.alphas_cumprod(rp.RePaintSchedulerConfig().betas)
 CONFIG = TrainingConfig(num_steps=6, batch_size=4, warmup_steps=1, learning_rate=0.01)
@@ -206,6 +205,21 @@ def test_random_flip_mirrors_half_of_the_images_and_no_others() -> None:
     assert 70 <= np.sum(left > right) <= 130  # four standard deviations
 
 
+def test_random_shift_moves_images_by_so_many_pixels_and_repeats_their_edge() -> None:
+    image = np.pad(np.full((1, 1), 200, np.uint8), 3)[
+        None, ..., None
+    ]  # 7 x 7, bright in the middle
+    config = dataclasses.replace(CONFIG, batch_size=100, random_shift=2)
+    bright = np.argwhere(next(batches(config, image.repeat(100, axis=0)))[..., 0] > 0)
+    assert len(bright) == 100
+    for axis in (1, 2):
+        assert set(bright[:, axis]) == {1, 2, 3, 4, 5}
+    gradient = np.arange(1, 8, dtype=np.uint8).reshape(1, 7, 1, 1).repeat(100, axis=0).repeat(7, axis=2)
+    levels = np.round((next(batches(config, gradient))[..., 0] + 1) * 127.5)
+    for image in levels:
+        np.testing.assert_array_equal(image[:, :1], np.clip(np.arange(7)[:, None] + image[3, 0] - 3, 1, 7))
+
+
 @pytest.mark.parametrize("density", ["uniform", "lognormal"])
 def test_timestep_densities_are_probabilities_that_leave_no_timestep_out(density: str) -> None:
     probabilities = timestep_probabilities(density, ABAR)
@@ -231,7 +245,7 @@ def finished_run(unet_config, images, tmp_path_factory) -> Path:
     for i, pixels in enumerate(images):
         Image.fromarray(pixels[..., 0]).save(pictures / f"{i}.png")
     (folder / "unet.json").write_text(json.dumps(unet_config.to_dict()))
-    assert cli.main(command(folder)) == 0
+    assert main(command(folder)) == 0
     return folder
 
 
@@ -277,20 +291,20 @@ def test_finished_run_is_exported_again_without_a_step(finished_run, capsys) -> 
     weights = finished_run / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
     weights.unlink()
-    assert cli.main(command(finished_run)) == 0
+    assert main(command(finished_run)) == 0
     assert weights.read_bytes() == before
 
 
 @pytest.mark.slow
 def test_other_settings_are_refused_to_go_on_with(finished_run, capsys) -> None:
-    assert cli.main(command(finished_run, learning_rate=0.5)) == 2
+    assert main(command(finished_run, learning_rate=0.5)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "--learning-rate=0.001" in message
     assert "0.5" in message
-    assert cli.main(command(finished_run, train_steps=60)) == 2
+    assert main(command(finished_run, train_steps=60)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "--train-steps is 60, expected the run's own 51: after 51 steps its learning rate" in message
-    assert cli.main(command(finished_run, train_steps=3)) == 2
+    assert main(command(finished_run, train_steps=3)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "--train-steps is 3, expected at least the 51 steps that are done" in message
     record = json.loads((finished_run / "run" / "training_config.json").read_text())
@@ -363,7 +377,7 @@ def test_command_refuses_in_one_line_and_leaves_no_folder(
     finished_run, tmp_path, capsys, changed, expected
 ) -> None:
     run = tmp_path / "new"
-    assert cli.main([*command(finished_run, **changed), "-o", str(run)]) == 2
+    assert main([*command(finished_run, **changed), "-o", str(run)]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("repaint-jax train: ")
@@ -386,6 +400,7 @@ def test_command_refuses_in_one_line_and_leaves_no_folder(
         ("ema_decay", -0.1, r"ema_decay is -0.1, expected a number in \[0, 1\]"),
         ("prediction_type", "x", "prediction_type is 'x', expected one of epsilon, sample, v_prediction"),
         ("timestep_density", "x", "timestep_density is 'x', expected one of uniform, lognormal"),
+        ("random_shift", -1, "random_shift is -1, expected an integer of at least 0"),
         ("seed", -1, r"seed is -1, expected an integer from 0 to 2\*\*32 - 1"),
         ("seed", 2**32, r"seed is 4294967296, expected an integer from 0 to 2\*\*32 - 1"),
     ],

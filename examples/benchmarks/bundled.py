@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 import repaint_jax as rp
-from repaint_jax.devices import use_every_core
+from repaint_jax.sampling.devices import use_every_core
 
 use_every_core()
 PIPE = rp.RePaintPipeline.from_pretrained("bundled")

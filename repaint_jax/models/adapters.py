@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 from flax import linen, nnx
 
-from repaint_jax.inpaint import ModelFn
+from repaint_jax.sampling.inpaint import ModelFn
 
 
 def linen_model_fn(module: linen.Module) -> ModelFn:

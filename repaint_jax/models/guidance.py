@@ -6,14 +6,18 @@ these functions are equal when they wrap equal functions; they may be made anew 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
-from repaint_jax import noise
-from repaint_jax.config import RePaintSchedulerConfig
-from repaint_jax.inpaint import ModelFn
+from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.sampling import noise
+from repaint_jax.sampling.checks import check_callable
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.inpaint import ModelFn
 
 ConditionalModelFn = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 CondFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -124,3 +128,110 @@ class ClassifierGradient:
             return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1).sum()
 
         return jax.grad(log_probability)(sample)
+
+
+class Classifier(NamedTuple):
+    """A classifier of noisy pictures."""
+
+    classifier_fn: Callable[..., jax.Array]  # (params, sample, timestep) -> logits [B, num_classes]
+    params: Any
+    num_classes: int
+
+
+def checked_labels(
+    name: str,
+    class_labels: Any,
+    num_images: int,
+    unet_config: UNet2DConfig | None = None,
+    classifier: Classifier | None = None,
+) -> NDArray[np.int32]:  # [num_images]
+    """Return one label for each image, or refuse those that the model or the classifier does not know.
+
+    Args:
+        name: the parameter, for messages.
+        class_labels: one for all images or one for each, integers.
+        num_images: how many there are.
+        unet_config: of the model, where that is a UNet2D.
+        classifier: to guide with.
+    """
+    if unet_config is not None and unet_config.class_embed_type == "identity":
+        raise ValueError(
+            f"{name} is {class_labels!r}, expected none: the model's class_embed_type is 'identity', "
+            "its model_fn takes embeddings"
+        )
+    labels = np.asarray(class_labels)
+    if labels.shape not in ((), (num_images,)) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{name} is {class_labels!r}, expected an integer, or one for each of {num_images} images"
+        )
+    model_classes = None if unet_config is None else unet_config.num_class_embeds
+    classifier_classes = None if classifier is None else classifier.num_classes
+    num_classes = min(model_classes or np.inf, classifier_classes or np.inf)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        bound = f" to {num_classes - 1}" if num_classes < np.inf else ""
+        raise ValueError(f"{name} is {class_labels!r}, expected labels from 0{bound}")
+    return np.broadcast_to(labels.astype(np.int32), (num_images,))
+
+
+def guided_model(
+    model_fn: Callable[..., jax.Array],
+    params: Any,
+    config: RePaintSchedulerConfig,
+    class_labels: NDArray[np.int32] | None,
+    guidance_scale: float = 1.0,
+    null_label: int | None = None,
+    cond_fn: CondFn | None = None,
+    cond_params: Any = None,
+    *,
+    unet_config: UNet2DConfig | None = None,
+    classifier: Classifier | None = None,
+) -> tuple[ModelFn, Any]:
+    """Put around a model what its labels and its guidance ask for.
+
+    Args:
+        model_fn: the model; with a fourth argument, the labels, where unet_config is class-conditional.
+        params: its parameters.
+        config: of the scheduler.
+        class_labels: [B], one for each image of the batch, or None.
+        guidance_scale, null_label, cond_fn, cond_params: as `RePaintPipeline` takes them.
+        unet_config: of the model, where that is a UNet2D.
+        classifier: to guide with, where cond_fn is None.
+
+    Returns:
+        `model_fn(params, sample, timestep)` and its params.
+    """
+    conditional = unet_config is not None and unet_config.is_class_conditional
+    follows_gradient = cond_fn is not None or classifier is not None
+    if conditional and class_labels is None:
+        raise ValueError("class_labels is None, expected labels: the model is class-conditional")
+    if class_labels is not None and not conditional and classifier is None:
+        raise ValueError(
+            f"class_labels is {class_labels.tolist()}, but the model is not class-conditional and "
+            "there is no classifier"
+        )
+    if null_label is not None and (follows_gradient or not conditional):
+        raise ValueError(
+            f"null_label is {null_label}, expected it only with a class-conditional model and without "
+            "a classifier or cond_fn"
+        )
+    if guidance_scale != 1 and null_label is None and not follows_gradient:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale}, but there is nothing to guide: no classifier, "
+            "no cond_fn and no null_label"
+        )
+    if null_label is not None and class_labels is not None:
+        null_labels = checked_labels("null_label", null_label, len(class_labels), unet_config, classifier)
+        model_fn = ClassifierFreeGuidance(model_fn)
+        params = (params, class_labels, null_labels, guidance_scale)
+    elif conditional:
+        model_fn, params = ClassConditional(model_fn), (params, class_labels)
+    if cond_fn is None and classifier is not None:
+        if class_labels is None:
+            raise ValueError("class_labels is None, expected labels for the classifier")
+        cond_fn = ClassifierGradient(classifier.classifier_fn)
+        cond_params = (classifier.params, class_labels)
+    if cond_fn is not None:
+        check_callable("cond_fn", cond_fn)
+        model_fn = ClassifierGuidance(model_fn, cond_fn, config)
+        params = (params, cond_params, guidance_scale)
+    return model_fn, params

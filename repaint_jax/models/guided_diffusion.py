@@ -17,12 +17,12 @@ import yaml
 from flax import nnx
 from numpy.typing import NDArray
 
-from repaint_jax.config import RePaintSchedulerConfig
 from repaint_jax.models.checkpoints import Weights, load_module
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.sampling.config import RePaintSchedulerConfig
 
 Setting = TypeVar("Setting", bool, int, str)
 

@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 import repaint_jax as rp
-from repaint_jax.inpaint import ModelFn
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion
 from repaint_jax.models.checkpoints import load_module
+from repaint_jax.sampling.inpaint import ModelFn
 
 HERE = Path(__file__).parent
 KEY = jax.random.key(0)  # never used: every draw is replaced

@@ -1,0 +1,1 @@
+"""The command line, `repaint-jax`, and the web app."""

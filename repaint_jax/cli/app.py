@@ -1,0 +1,389 @@
+"""The web page of `repaint-jax app`: paint a hole into a picture and watch it being filled."""
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from repaint_jax.models.pretrained import pictures_of_model
+from repaint_jax.pictures.images import open_image, resize_together
+from repaint_jax.pictures.plots import HOLE_COLOUR
+from repaint_jax.pipeline import DEFAULT_MODEL_CALLS, RePaintPipeline
+from repaint_jax.sampling.keys import seed_key
+
+try:
+    import gradio as gr
+except ImportError:
+    raise ImportError("the web app needs gradio: install repaint_jax[app]") from None
+
+DEFAULT_SAMPLES = 4
+MAX_SAMPLES = 8
+MAX_BUDGET = 256
+MAX_MODEL_CALLS = 5000  # of RePaint's own schedule; the paper's has 2,410
+MAX_PASSES = 100
+MAX_PIXELS = 50_000_000
+MAX_FILE_SIZE = "20mb"
+MAX_WAITING = 20
+
+_CANVAS_SIDE = 384
+_EDITOR_SIDE = 480
+_SECONDS_BETWEEN_PREVIEWS = 0.25
+_FONTS = ("system-ui", "sans-serif")  # of the visitor's machine: nothing is loaded from elsewhere
+
+_CSS = """
+.gradio-container { width: 100%; max-width: 1160px !important; margin: 0 auto !important; }
+#painting { margin-left: 0; }
+#painting [aria-label="Color"] { display: none; }
+#results img, #examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
+#choice { max-width: 480px; }
+#examples .grid-wrap { padding: 0; overflow: hidden; }
+#examples .grid-container { padding: 0; grid: auto / auto-flow minmax(0, 56px); justify-content: start; }
+#examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
+#results .grid-wrap { padding-top: 36px; }
+#results img, #results .thumbnail-item { border-radius: 0; }
+#progress { min-height: 36px; }
+#progress > * { padding: 0; }
+.bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
+.bar div { height: 100%; background: var(--color-accent); }
+"""
+
+
+def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        model: as `RePaintPipeline.from_pretrained` takes it; pictures in its folder `images`, if it has
+            one, are offered as examples.
+        dtype: of the model's arithmetic.
+        host: address to listen on.
+        port: to listen on.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
+    pipe = RePaintPipeline.from_pretrained(model, dtype=dtype)
+    prepared = Event()
+    page = build_page(pipe, pictures_of_model(model), prepared.wait)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size=MAX_FILE_SIZE,
+        theme=gr.themes.Default(
+            primary_hue="orange",
+            neutral_hue="stone",
+            font=_FONTS,
+            font_mono=("ui-monospace", "monospace"),
+        ),
+        css=_CSS,
+    )
+    Thread(target=_prepare, args=(pipe, prepared), daemon=True).start()
+    print(f"http://{host}:{port} is open; Ctrl-C ends it", flush=True)
+    try:
+        while True:
+            time.sleep(0.5)  # not without end: a signal that another thread takes does not wake this one
+    finally:
+        # Pages that are open keep their connections: these are cut after a second, without a word.
+        page.server.config.timeout_graceful_shutdown = 1
+        logging.getLogger("uvicorn.error").disabled = True
+        page.close(verbose=False)
+
+
+def build_page(
+    pipe: RePaintPipeline, examples: Sequence[Path] = (), wait: Callable[[], Any] = lambda: None
+) -> gr.Blocks:
+    """Lay out the page of a model and connect it.
+
+    Args:
+        pipe: the model.
+        examples: pictures to choose from.
+        wait: called before a chain begins.
+    """
+    height, width, _ = pipe.image_shape
+    pictures = [read_picture(path, pipe.image_shape) for path in examples]
+    first = pictures[0] if pictures else None
+
+    def choose(picture: Image.Image) -> tuple[Image.Image, Any]:
+        return picture, as_painting(picture)
+
+    def choose_example(event: gr.SelectData) -> tuple[Image.Image, Any]:
+        return choose(pictures[event.index])
+
+    def upload(path: str) -> tuple[Image.Image, Any]:
+        with _refusals_shown():
+            return choose(read_picture(path, pipe.image_shape))
+
+    def fill_prepared(*values: Any) -> Iterator[tuple[Any, str]]:
+        wait()
+        with _refusals_shown():
+            yield from fill(pipe, *values)
+
+    with gr.Blocks(title="repaint-jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("## Paint over what is to be filled\n" + _description(pipe))
+        picture = gr.State(first)
+        with gr.Row():
+            with gr.Column(min_width=_EDITOR_SIDE):
+                painting = gr.ImageEditor(
+                    None if first is None else as_painting(first),
+                    type="pil",
+                    format="png",
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    brush=gr.Brush(
+                        default_size=36,
+                        colors=["#{:02x}{:02x}{:02x}".format(*HOLE_COLOUR)],
+                        color_mode="fixed",
+                    ),
+                    canvas_size=enlarged_size((width, height)),
+                    show_label=False,
+                    buttons=[],
+                    # Said, because the editor measures its place before the page is laid out.
+                    height=_EDITOR_SIDE,
+                    width=_EDITOR_SIDE,
+                    elem_id="painting",
+                )
+                with gr.Row(elem_id="choice"):
+                    example = gr.Gallery(
+                        [enlarged(one) for one in pictures],
+                        columns=len(pictures) or 1,
+                        rows=1,
+                        height=60,
+                        allow_preview=False,
+                        show_label=False,
+                        container=False,
+                        format="png",
+                        buttons=[],
+                        visible=bool(pictures),
+                        interactive=False,
+                        scale=3,
+                        elem_id="examples",
+                    )
+                    upload_button = gr.UploadButton(
+                        "Upload", file_types=["image"], scale=0, min_width=100, size="md"
+                    )
+            with gr.Column(min_width=_EDITOR_SIDE):
+                with gr.Row():
+                    calls = gr.Slider(
+                        8,
+                        MAX_BUDGET,
+                        DEFAULT_MODEL_CALLS,
+                        step=8,
+                        label="Model calls",
+                        info="more: better, slower",
+                    )
+                    samples = gr.Slider(
+                        1, MAX_SAMPLES, DEFAULT_SAMPLES, step=1, label="Samples", info="results to compare"
+                    )
+                with gr.Row():
+                    fill_button = gr.Button("Fill", variant="primary", elem_id="fill")
+                    stop_button = gr.Button("Stop", elem_id="stop")
+                progress = gr.HTML(elem_id="progress")
+                results = gr.Gallery(
+                    height=400,
+                    format="png",
+                    label="Results",
+                    buttons=["download", "download_all", "fullscreen"],
+                    interactive=False,
+                    elem_id="results",
+                )
+        with gr.Accordion("Expert settings", open=False):
+            with gr.Row():
+                seed = gr.Number(0, label="Seed", info="the same gives the same results", precision=0)
+                class_label = gr.Number(
+                    0, label="Class label", precision=0, visible=pipe.is_class_conditional
+                )
+                own_schedule = gr.Checkbox(label="RePaint's own schedule instead of the model calls above")
+            with gr.Row():
+                own_settings = [
+                    gr.Number(250, label="Inference steps T", precision=0, maximum=MAX_MODEL_CALLS),
+                    gr.Number(10, label="Jump length", precision=0, maximum=MAX_MODEL_CALLS),
+                    gr.Number(10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES),
+                    gr.Number(1.0, label="eta, share of DDPM's noise"),
+                ]
+
+        # Private: they serve this page, not clients of its own. `RePaintPipeline` is for programs.
+        quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
+        painting.clear(as_painting, picture, painting, **quietly)
+        example.select(choose_example, None, [picture, painting], **quietly)
+        upload_button.upload(upload, upload_button, [picture, painting], **quietly)
+        filling = fill_button.click(
+            fill_prepared,
+            [picture, painting, calls, samples, seed, class_label, own_schedule, *own_settings],
+            [results, progress],
+            show_progress="minimal",
+            show_progress_on=progress,
+            concurrency_limit=1,  # a chain takes all of the machine
+            api_visibility="private",
+        )
+        # Said in an event of its own, after whatever the cancelled one had still to show.
+        stop_button.click(None, cancels=filling, queue=False, api_visibility="private").then(
+            lambda: "Stopped. The pictures are predictions on the way, not results.",
+            None,
+            progress,
+            queue=False,
+            **quietly,
+        )
+    page.queue(max_size=MAX_WAITING)
+    return page
+
+
+def read_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Read a picture that was uploaded, in the model's size and colours.
+
+    Raises:
+        ValueError: it is none, or has more than MAX_PIXELS.
+    """
+    name = Path(path).name
+    with suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(path) as header:
+        if header.width * header.height > MAX_PIXELS:
+            raise ValueError(
+                f"{name} has {header.width} x {header.height} pixels, expected at most {MAX_PIXELS:,}"
+            )
+    try:
+        picture = open_image(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), name)) from None
+    ((resized,), _) = resize_together([picture], [Image.new("L", picture.size)], image_shape)
+    return resized
+
+
+def as_painting(picture: Image.Image) -> Any:
+    """Return what the editor shows of a picture, without paint."""
+    return {"background": enlarged(picture), "layers": [], "composite": None}
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Enlarge a small picture to be painted on, each pixel to a square of them."""
+    return picture.resize(enlarged_size(picture.size), Image.Resampling.NEAREST)
+
+
+def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Multiply width and height by the whole number that makes the longer one at least _CANVAS_SIDE."""
+    factor = max(1, -(-_CANVAS_SIDE // max(size)))
+    return size[0] * factor, size[1] * factor
+
+
+def mask_of(painting: dict[str, Any] | None, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Return the mask of the editor's paint: black, of the model's size, where at least half is painted.
+
+    Args:
+        painting: the editor's value; its "layers" are RGBA pictures of the canvas, opaque where painted.
+        image_shape: the model's [H, W, C].
+
+    Raises:
+        ValueError: nothing is painted.
+    """
+    height, width, _ = image_shape
+    mask = Image.new("L", (width, height), 255)
+    for layer in (painting or {}).get("layers", ()):
+        kept = ImageChops.invert(layer.getchannel("A")).resize((width, height), Image.Resampling.BOX)
+        mask = ImageChops.darker(mask, kept)
+    mask = mask.point(lambda value: 255 if value >= 128 else 0)
+    if mask.getextrema()[0] == 255:
+        raise ValueError("nothing is painted: paint over what is to be filled")
+    return mask
+
+
+def fill(
+    pipe: RePaintPipeline,
+    picture: Image.Image | None,
+    painting: dict[str, Any] | None,
+    num_model_calls: int,
+    num_samples: int,
+    seed: int,
+    class_label: int | None,
+    own_schedule: bool,
+    num_inference_steps: int | None,
+    jump_length: int | None,
+    jump_n_sample: int | None,
+    eta: float | None,
+) -> Iterator[tuple[Any, str]]:
+    """Yield what the gallery shows, and how far that is, a few times a second; at last the results."""
+    if picture is None:
+        raise ValueError("there is no picture: upload one")
+    mask = mask_of(painting, pipe.image_shape)
+    key = seed_key(seed)
+    schedule: dict[str, Any] = {"num_model_calls": num_model_calls}
+    if own_schedule:
+        schedule = {
+            "num_inference_steps": num_inference_steps,
+            "jump_length": jump_length,
+            "jump_n_sample": jump_n_sample,
+            "eta": eta,
+        }
+    state = pipe.set_timesteps(**schedule)
+    total = state.num_model_calls or 0
+    if total > MAX_MODEL_CALLS:
+        raise ValueError(f"this schedule has {total:,} model calls, expected at most {MAX_MODEL_CALLS:,}")
+    yield gr.skip(), _progress(0, total, "preparing the network")
+    chain = pipe.watch(
+        picture,
+        mask,
+        state=state,
+        key=key,
+        num_samples=num_samples,
+        class_labels=class_label if pipe.is_class_conditional else None,
+    )
+    columns = min(num_samples, 2 if num_samples <= 2 else 3 if num_samples <= 6 else 4)
+    started = shown = -np.inf
+    for watched in chain:
+        now = time.perf_counter()
+        if watched.calls_done == 1:
+            started = now
+        if watched.calls_done == total:
+            yield (
+                gr.update(value=watched.images, columns=columns),
+                _progress(total, total, f"{num_samples} results"),
+            )
+        elif now - shown >= _SECONDS_BETWEEN_PREVIEWS:
+            shown = now
+            timed = watched.calls_done - 1
+            left = (total - watched.calls_done) * (now - started) / max(timed, 1)
+            yield (
+                gr.update(value=watched.images, columns=columns),
+                _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "begun"),
+            )
+
+
+def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
+    """Compile the default chain, so that the first visitor need not wait for it."""
+    picture, hole = np.zeros(pipe.image_shape, np.uint8), np.zeros(pipe.image_shape[:2], bool)
+    options: dict[str, Any] = {"class_labels": 0 if pipe.is_class_conditional else None}
+    try:
+        with suppress(Exception):  # which the first chain meets again, and shows
+            next(pipe.watch(picture, hole, key=seed_key(0), num_samples=DEFAULT_SAMPLES, **options))
+    finally:
+        prepared.set()
+
+
+def _description(pipe: RePaintPipeline) -> str:
+    height, width, channels = pipe.image_shape
+    colours = "grey" if channels == 1 else "colour"
+    return f"This model fills {colours} pictures of {width} x {height} pixels; others are resized."
+
+
+def _progress(calls_done: int, total: int, remark: str) -> str:
+    bar = f'<div class="bar"><div style="width: {100 * calls_done / total:.1f}%"></div></div>'
+    return f"{bar}{calls_done:,} of {total:,} model calls, {remark}"
+
+
+@contextmanager
+def _refusals_shown() -> Iterator[None]:
+    """Show the visitor in one sentence what is wrong with the input."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise gr.Error(str(error), print_exception=False) from None

@@ -1,0 +1,391 @@
+"""What the commands do, each with the words that `cli` has parsed; they return the exit status."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from repaint_jax import masks
+from repaint_jax.evaluation.evaluate import evaluate as score_settings
+from repaint_jax.evaluation.evaluate import images_of_settings
+from repaint_jax.evaluation.named_schedules import with_setting
+from repaint_jax.evaluation.score_tables import SCORES, read_scores, write_tables
+from repaint_jax.folder.run import inpaint_folder
+from repaint_jax.models import UNet2DConfig, pretrained
+from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
+from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.pictures.images import (
+    colour_profile,
+    image_to_array,
+    mask_to_array,
+    open_image,
+    resize_together,
+    save_picture,
+    uint8_to_array,
+)
+from repaint_jax.pictures.plots import inpainting_grid, show_hole
+from repaint_jax.pictures.previews import calls_to_show, save_previews
+from repaint_jax.pictures.schedule_plot import DRAWINGS, draw_schedule
+from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.keys import seed_key
+from repaint_jax.sampling.scheduler import RePaintSchedulerState
+
+_SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Inpaint the pictures that come with a model, each under another mask."""
+    _check_output("--output", options.output)
+    paths = pretrained.pictures_of_model(options.model)
+    if not paths:
+        raise ValueError(
+            f"--model is {options.model}, expected one with pictures in its folder images; "
+            "repaint-jax inpaint takes any picture"
+        )
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    height, width, _ = pipe.image_shape
+    wide_key, narrow_key = jax.random.split(seed_key(6))
+    holes = {
+        "Half": masks.half(height, width),
+        "Wide": masks.wide(height, width, wide_key),
+        "Narrow": masks.narrow(height, width, narrow_key),
+        "Expand": masks.expand(height, width),
+        "Alternating lines": masks.alternating_lines(height, width),
+        "Super-resolution": masks.super_resolution(height, width),
+    }
+    mask = np.stack([np.asarray(hole) for hole in holes.values()])
+    chosen = [paths[number % len(paths)] for number in range(len(mask))]
+    images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in chosen])
+    state = pipe.set_timesteps(**_schedule(options))
+    samples = _run_pipeline(options, pipe, images, mask, state, output_type="jax").images
+    grid = inpainting_grid(
+        images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
+    )
+    save_picture(grid, options.output)
+    print(f"wrote {options.output}: {len(images)} pictures, {options.num_samples} samples each")
+    return 0
+
+
+def inpaint(options: argparse.Namespace) -> int:
+    """Inpaint a picture."""
+    outputs = [options.output]
+    if options.num_samples > 1 and not options.compare:
+        stem, suffix = options.output.stem, options.output.suffix
+        outputs = [options.output.with_name(f"{stem}-{i + 1}{suffix}") for i in range(options.num_samples)]
+    written = [("--output", output) for output in outputs]
+    if options.preview is not None:
+        written.append(("--preview", options.preview))
+    taken = {options.image.resolve(), Path(options.mask.removeprefix("painted=")).resolve()}
+    for option, path in written:
+        _check_output(option, path)
+        if path.resolve() in taken:
+            raise ValueError(f"{option} is {path}, expected a file that is nothing else here")
+        taken.add(path.resolve())
+    if options.compare and (options.preview is not None or _schedule(options)):
+        raise ValueError(
+            f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
+            "another schedule"
+        )
+    image = open_image(options.image)
+    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
+    pipe = RePaintPipeline.from_pretrained(
+        options.model, dtype=options.dtype, classifier=options.classifier
+    )
+    if options.resize:
+        (image,), (mask,) = resize_together([image], [mask], pipe.image_shape)
+    guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
+    if options.compare:
+        save_picture(_comparison(options, pipe, image, mask, guidance), options.output)
+        print(f"wrote {options.output}")
+        return 0
+    state = pipe.set_timesteps(**_schedule(options))
+    calls: tuple[int, ...] = ()
+    if options.preview is not None:
+        calls = calls_to_show(options.preview, state.num_model_calls or 0)
+    made = _run_pipeline(
+        options, pipe, image, mask, state, output_type="pil", preview_calls=calls, **guidance
+    )
+    profile = colour_profile(image, pipe.image_shape)
+    for picture, output in zip(made.images, outputs, strict=True):
+        save_picture(picture, output, icc_profile=profile)
+        print(f"wrote {output}")
+    if options.preview is not None:
+        masked = show_hole(image_to_array(image, pipe.image_shape), mask_to_array(mask, pipe.image_shape))
+        save_previews(options.preview, masked, calls, made.previews, made.images)
+        print(f"wrote {options.preview}")
+    return 0
+
+
+def _comparison(
+    options: argparse.Namespace, pipe: Any, image: Any, mask: Any, guidance: dict[str, Any]
+) -> Any:
+    """Inpaint with each of --compare, and draw a row for each."""
+    original = image_to_array(image, pipe.image_shape)[None]
+    hole = mask_to_array(mask, pipe.image_shape)[None]
+    settings = {name: with_setting(pipe, name) for name in options.compare}
+    results, titles = [], []
+    for name, (one, state) in settings.items():
+        made = _run_pipeline(options, one, original, hole, state, output_type="jax", **guidance)
+        results.append(made.images)
+        calls = state.num_model_calls
+        titles.append(f"{calls} calls" if name == str(calls) else f"{name}: {calls} calls")
+    rows = len(results)
+    return inpainting_grid(
+        original.repeat(rows, axis=0), hole.repeat(rows, axis=0), np.stack(results), titles
+    )
+
+
+def app(options: argparse.Namespace) -> int:
+    """Serve the web app."""
+    if not 0 < options.port < 2**16:
+        raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
+    from repaint_jax.cli.app import serve  # needs gradio
+
+    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
+    return 0
+
+
+def folder(options: argparse.Namespace) -> int:
+    """Inpaint a folder of pictures."""
+    process_index, process_count = _join_processes(options)
+    pipe = RePaintPipeline.from_pretrained(
+        options.model, dtype=options.dtype, classifier=options.classifier
+    )
+    failures = inpaint_folder(
+        pipe,
+        options.images,
+        options.masks,
+        options.output,
+        schedule=_schedule(options),
+        seed=options.seed,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        resize=options.resize,
+        class_label=options.class_label,
+        guidance_scale=options.guidance_scale,
+        official_layout=options.official_layout,
+        checkpoint_every=options.checkpoint_every,
+        described={
+            "model": _absolute(options.model),
+            "classifier": _absolute(options.classifier),
+            "dtype": options.dtype,
+        },
+        process_index=process_index,
+        process_count=process_count,
+    )
+    for name, reason in sorted(failures.items()):
+        print(f"repaint-jax folder: {name}: {reason}", file=sys.stderr)
+    print(f"wrote {options.output}" + (f", without {len(failures)} pictures" if failures else ""))
+    return 1 if failures else 0
+
+
+def _absolute(model: str | None) -> str | None:
+    """Name a model's folder or file as it is called from everywhere."""
+    return str(Path(model).resolve()) if model is not None and Path(model).exists() else model
+
+
+def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
+    """Return which process this is, and of how many."""
+    if (options.num_processes is None) != (options.process_id is None):
+        raise ValueError(
+            f"--num-processes is {options.num_processes} and --process-id is {options.process_id}, "
+            "expected both or neither"
+        )
+    if options.num_processes is not None:
+        check_int("--num-processes", options.num_processes, 1)
+        if not 0 <= options.process_id < options.num_processes:
+            raise ValueError(
+                f"--process-id is {options.process_id}, expected from 0 to {options.num_processes - 1}"
+            )
+    if not options.distributed and options.coordinator is None:
+        return options.process_id or 0, options.num_processes or 1
+    if options.coordinator is not None:
+        host, _, port = options.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"--coordinator is {options.coordinator}, expected HOST:PORT")
+        if options.num_processes is None and not options.distributed:
+            raise ValueError(
+                f"--coordinator is {options.coordinator}, expected --num-processes and --process-id with it"
+            )
+    try:
+        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        found = jax.process_index(), jax.process_count()
+        # They have nothing to say to each other, and one that dies must not take the others along.
+        jax.distributed.shutdown()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the processes could not find each other ({error}); --coordinator, --num-processes and "
+            "--process-id say where they are"
+        ) from None
+    return found
+
+
+def schedule(options: argparse.Namespace) -> int:
+    """Count, time and draw a chain's model calls."""
+    if options.output is not None:
+        _check_output("--output", options.output, DRAWINGS)
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    state = pipe.set_timesteps(**_schedule(options))
+    if options.output is not None:
+        draw_schedule(state, options.output)
+        print(f"wrote {options.output}")
+    seconds, calls = _seconds_per_call(pipe), state.num_model_calls or 0
+    print(
+        f"{calls} model calls of {1000 * seconds:.3g} ms: {calls * seconds:.3g} s a picture on this machine"
+    )
+    return 0
+
+
+def _seconds_per_call(pipe: RePaintPipeline) -> float:
+    """Time a model call for one picture, after its compilation: the best of a few."""
+    labels = np.zeros(1, np.int32) if pipe.is_class_conditional or pipe.classifier is not None else None
+    model_fn, params = pipe.guided_model(pipe.state.config, labels)
+    call = jax.jit(model_fn)
+    sample = jnp.zeros((1, *pipe.image_shape))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(call(params, sample, 0))
+        return time.perf_counter() - start
+
+    return min([seconds() for _ in range(4)][1:])
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Score settings on pictures whose holes are known."""
+    _check_folder("--output", options.output)
+    counts = images_of_settings(options.settings, options.num_images)
+    if options.scores is not None and options.scores.resolve() == (options.output / SCORES).resolve():
+        raise ValueError(
+            f"--scores is {options.scores}, expected a copy of it: this run writes the file anew"
+        )
+    pipe = RePaintPipeline.from_pretrained(options.model)
+    height, width, channels = pipe.image_shape
+    if height != width:
+        raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
+    data = pretrained.model_folder(options.data)
+    images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME, mixed=True)
+    known = [] if options.scores is None else read_scores(options.scores)
+    rows = _interruptibly(
+        score_settings,
+        pipe,
+        uint8_to_array(images[: max(counts.values())]),
+        list(dict.fromkeys(options.masks)),
+        counts,
+        options.output,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        known=known,
+    )
+    print(write_tables(options.output, rows))
+    print(f"\nwrote {options.output}")
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Turn an official checkpoint into a folder."""
+    pretrained.convert(options.checkpoint, options.output, settings=options.settings, dtype=options.dtype)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model."""
+    _check_folder("--output", options.output)
+    from repaint_jax.training import TrainingConfig  # brings Orbax, which is slow to import
+    from repaint_jax.training_run import train_unet2d
+
+    config = TrainingConfig(
+        num_steps=options.num_steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        decay_fraction=options.decay_fraction,
+        ema_decay=options.ema_decay,
+        prediction_type=options.prediction_type,
+        timestep_density=options.timestep_density,
+        random_flip=options.random_flip,
+        random_shift=options.random_shift,
+        seed=options.seed,
+    )
+    images = read_images(options.data, options.image_size, grey=options.grey)
+    model = train_unet2d(
+        config,
+        images,
+        options.output,
+        unet_config=UNet2DConfig.from_file(options.unet_config) if options.unet_config else None,
+        initial_model=options.initial_model,
+        checkpoint_every=options.checkpoint_every,
+    )
+    print(f"wrote {model}")
+    return 0
+
+
+def _run_pipeline(
+    options: argparse.Namespace,
+    pipe: RePaintPipeline,
+    image: Any,
+    mask: Any,
+    state: RePaintSchedulerState,
+    **arguments: Any,
+) -> Any:
+    """Call a pipeline with a progress bar of its model calls."""
+    bar = None
+
+    def progress(calls_done: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=state.num_model_calls, unit="call", desc="model calls")
+        bar.update(int(calls_done) - bar.n)
+
+    try:
+        return _interruptibly(
+            pipe,
+            image,
+            mask,
+            state=state,
+            key=seed_key(options.seed),
+            num_samples=options.num_samples,
+            progress=progress,
+            **arguments,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _interruptibly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call in another thread: a chain that runs does not notice Ctrl-C, waiting for it does."""
+    return ThreadPoolExecutor(1).submit(call, *arguments, **options).result()
+
+
+def _schedule(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
+
+
+def _check_output(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Refuse an output that cannot be written before anything is computed."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"{option} is {path}, expected a picture's name that ends in {', '.join(suffixes)}"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} is {path}, but the folder {path.parent} does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{option} is {path}, which cannot be written")
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Refuse a folder that cannot be there before anything is computed."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{option} is {path}, but {there} is not a folder that can be written to")

@@ -1,0 +1,1 @@
+"""Scores of inpainted pictures whose holes are known."""

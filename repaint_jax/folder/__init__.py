@@ -1,0 +1,1 @@
+"""Folders of pictures, inpainted on many devices and hosts, resumable."""

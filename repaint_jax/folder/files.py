@@ -1,0 +1,151 @@
+"""What a run over a folder reads and writes: pictures, masks, results, and the record beside these."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repaint_jax.files import read_json, unfinished_files, whole_file, write_json
+from repaint_jax.pictures.datasets import SUFFIXES, picture_names
+from repaint_jax.pictures.images import open_image
+
+RECORD = "repaint.json"
+CHAINS = ".chains"  # unfinished chains, below the folder of results
+
+
+class Result(NamedTuple):
+    """A picture to make."""
+
+    name: str  # of the picture with the hole, relative to its folder
+    sample: int
+    path: Path
+    beside: Mapping[str, Path]  # what the official layout has beside it, by its folder
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files to write."""
+        return *self.beside.values(), self.path
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _by_stem(argument: str, names: Sequence[str]) -> dict[str, str]:
+    of_stem: dict[str, str] = {}
+    for name in names:
+        other = of_stem.setdefault(_stem(name), name)
+        if other != name:
+            raise ValueError(
+                f"{argument} has {other} and {name}, expected names that differ before their suffix"
+            )
+    return of_stem
+
+
+def pictures_to_inpaint(images: Path) -> list[str]:
+    """Names of the pictures, whose results must not collide."""
+    if not images.is_dir():
+        raise ValueError(f"images is {images}, which is not a folder")
+    names = picture_names(images)
+    if not names:
+        raise ValueError(f"images is {images}, which holds no pictures ({', '.join(SUFFIXES)})")
+    _by_stem("images", names)
+    return names
+
+
+def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, Path]:
+    """Find the masks of the pictures that have one."""
+    if images.resolve() in (masks.resolve(), *masks.resolve().parents):
+        raise ValueError(f"masks is {masks}, expected it outside images, {images}")
+    if masks.is_file():
+        open_image(masks)
+        return dict.fromkeys(names, masks)
+    if not masks.is_dir():
+        raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
+    of_stem = _by_stem("masks", picture_names(masks))
+    found = {name: masks / of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
+    if not found:
+        raise ValueError(
+            f"masks is {masks}, which holds no mask for any picture, such as {_stem(names[0])}.png"
+        )
+    return found
+
+
+def plan_results(
+    output: Path, names: Sequence[str], num_samples: int, official_layout: bool
+) -> list[Result]:
+    """List all results of a run, the samples of a picture one after another."""
+
+    def path(kind: str, name: str, suffix: str = "") -> Path:
+        return (output / kind if official_layout else output) / f"{_stem(name)}{suffix}.png"
+
+    def beside(name: str, sample: int) -> dict[str, Path]:
+        kinds = ("gt", "gt_masked", "gt_keep_mask") if official_layout and sample == 0 else ()
+        return {kind: path(kind, name) for kind in kinds}
+
+    suffixes = [f"-{sample + 1}" for sample in range(num_samples)] if num_samples > 1 else [""]
+    return [
+        Result(name, sample, path("inpainted", name, suffix), beside(name, sample))
+        for name in names
+        for sample, suffix in enumerate(suffixes)
+    ]
+
+
+def refuse_output_among_inputs(output: Path, images: Path, masks: Path, results: Sequence[Result]) -> None:
+    """What is read must not be overwritten, nor taken for a result."""
+    written = {path.resolve() for result in results for path in result.paths}
+    folders = {path.parent for path in written}
+    for name, source in (("images", images), ("masks", masks)):
+        among = any(source.resolve() in (folder, *folder.parents) for folder in folders)
+        if among or source.resolve() in written:
+            raise ValueError(f"output is {output}, expected a folder outside {name}, {source}")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a result has been written."""
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:  # its name is too long
+        return False
+
+
+def record_settings(output: Path, settings: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write the settings beside the results, or refuse results of others."""
+    settings = json.loads(json.dumps(settings, default=np.generic.item))
+    path = output / RECORD
+    recorded = read_json(path).get("settings") if path.exists() else None
+    if recorded == settings:
+        return
+    if (output / CHAINS).exists() or any(is_there(result.path) for result in results):
+        if not isinstance(recorded, dict):
+            raise ValueError(
+                f"output is {output}, which holds results without their settings in {RECORD}, expected "
+                "another folder"
+            )
+        for name in {**recorded, **settings}:
+            there, here = recorded.get(name), settings.get(name)
+            if there != here:
+                raise ValueError(
+                    f"output is {output}, which holds results of other settings: {name} is {there!r} there "
+                    f"and {here!r} here; expected another folder, or {path} to be corrected"
+                )
+    versions = {name: version(name) for name in ("repaint_jax", "jax", "jaxlib", "numpy", "pillow")}
+    with whole_file(path) as unfinished:
+        write_json(unfinished, {"settings": settings, "versions": versions})
+
+
+def tidy(output: Path, results: Sequence[Result], is_ours: Callable[[int], bool]) -> None:
+    """Remove what killed runs have left of results that are whole now."""
+    for unfinished in unfinished_files(path for result in results for path in result.paths):
+        unfinished.unlink(missing_ok=True)
+    for saved in (output / CHAINS).glob("*"):
+        batch = re.match(r"(\d+)-", saved.name)
+        if saved.name.endswith(".unfinished") or (batch and is_ours(int(batch[1]))):
+            saved.unlink(missing_ok=True)
+    with suppress(OSError):  # other processes have chains there, or nobody ever had
+        (output / CHAINS).rmdir()

@@ -1,0 +1,319 @@
+"""Inpaint a folder of pictures on all devices, whatever happens on the way.
+
+The results to make, `num_samples` of each picture, are numbered in the order of the pictures' names and cut
+into batches. A batch is always made of the same results in the same places, whatever is finished already,
+and goes as a whole to one device: a resumed run, and one on more devices or hosts, writes the same bytes. A
+picture that cannot be used leaves its place in the batch empty.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repaint_jax.folder.chains import ChainRunner
+from repaint_jax.folder.files import (
+    CHAINS,
+    Result,
+    find_masks,
+    is_there,
+    pictures_to_inpaint,
+    plan_results,
+    record_settings,
+    refuse_output_among_inputs,
+    tidy,
+)
+from repaint_jax.models.guidance import checked_labels
+from repaint_jax.pictures.images import (
+    array_to_pil,
+    colour_profile,
+    image_to_array,
+    mask_to_array,
+    open_image,
+    resize_together,
+    save_picture,
+)
+from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.keys import seed_key
+
+LONGEST_NAME = 255  # bytes, of a file
+
+
+class Decoded(NamedTuple):
+    """A picture and its mask."""
+
+    image: NDArray[np.float32]  # [H, W, C]
+    mask: NDArray[np.float32]  # [H, W, 1]
+    profile: bytes | None  # ICC, of its colours
+
+
+class Batch(NamedTuple):
+    """Results that are computed together, and what they are computed from; rows without a picture are 0."""
+
+    number: int
+    results: Sequence[Result]
+    images: NDArray[np.float32]  # [batch_size, H, W, C]
+    masks: NDArray[np.float32]  # [batch_size, H, W, 1]
+    keys: NDArray[np.uint32]  # [batch_size, 2], a key's data for each row
+    profiles: Mapping[str, bytes | None]  # of the pictures' colours, by their names
+    failures: dict[str, str]  # why a picture cannot be used, by its name
+    missing: Sequence[int]  # rows whose results are still to be made
+
+
+def inpaint_folder(
+    pipe: RePaintPipeline,
+    images: Path,
+    masks: Path,
+    output: Path,
+    *,
+    schedule: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    batch_size: int = 16,
+    resize: bool = False,
+    class_label: int | None = None,
+    guidance_scale: float = 1.0,
+    official_layout: bool = False,
+    checkpoint_every: int | None = None,
+    described: Mapping[str, Any] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict[str, str]:
+    """Inpaint all pictures below a folder; started again it makes what is still missing.
+
+    A result depends on the run's seed and the picture's name, not on its place among the others. Known
+    pixels keep their values exactly. A result that is there is not made again, even where its picture or
+    mask has changed since.
+
+    Args:
+        pipe: the model.
+        images: folder of pictures, at any depth, each of the model's size; links to folders are not
+            followed.
+        masks: a mask for all of them, or a folder with a mask for each, under the picture's own name
+            with any picture's suffix; white keeps, black inpaints.
+        output: folder for the results, `NAME.png`, or `NAME-1.png` and so on for several samples; a record
+            of the run's settings, `repaint.json`, stands beside them.
+        schedule: the keyword arguments of `RePaintPipeline.set_timesteps`.
+        seed: of the noise.
+        num_samples: results for each picture.
+        batch_size: results that a device computes at a time.
+        resize: resize pictures and masks together to the model's size.
+        class_label: for all pictures; see `RePaintPipeline`, as for guidance_scale.
+        guidance_scale: how far to follow a classifier.
+        official_layout: write the four folders of the official code: `inpainted`, `gt`, `gt_masked` and
+            `gt_keep_mask`.
+        checkpoint_every: model calls after which unfinished chains are saved; they resume there.
+        described: more settings for the record, such as the model's name.
+        process_index: which of `process_count` processes this is; each takes its share of the batches.
+        process_count: how many processes there are.
+
+    Returns:
+        Of the pictures that this process could not use, by name, why not.
+
+    Raises:
+        ValueError: the folders cannot be used, or output holds the results of other settings.
+        OSError: a result cannot be written.
+        MemoryError: not even one picture at a time fits the device.
+    """
+    for name, value in (
+        ("num_samples", num_samples),
+        ("batch_size", batch_size),
+        ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
+        ("process_count", process_count),
+    ):
+        check_int(name, value, 1)
+    check_int("process_index", process_index, 0)
+    if process_index >= process_count:
+        raise ValueError(
+            f"process_index is {process_index}, expected less than process_count={process_count}"
+        )
+    names = pictures_to_inpaint(images)
+    mask_paths = find_masks(masks, images, names)
+    state = pipe.set_timesteps(**(schedule or {}))
+
+    def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
+        labels = None
+        if class_label is not None:
+            labels = checked_labels("class_label", class_label, rows, pipe.unet_config, pipe.classifier)
+        return pipe.guided_model(state.config, labels, guidance_scale=guidance_scale)
+
+    model_of(1)  # refuses labels and scales that do not fit the model
+    results = plan_results(output, names, num_samples, official_layout)
+    refuse_output_among_inputs(output, images, masks, results)
+    settings = {
+        **(described or {}),
+        "digest of the model": pipe.digest(),
+        "images": str(images.resolve()),
+        "masks": str(masks.resolve()),
+        "schedule": dict(schedule or {"num_model_calls": state.num_model_calls}),
+        "num_model_calls": state.num_model_calls,
+        "seed": seed,
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "resize": resize,
+        "class_label": class_label,
+        "guidance_scale": guidance_scale,
+        "official_layout": official_layout,
+    }
+    record_settings(output, settings, results)
+
+    def is_ours(batch_number: int) -> bool:
+        return batch_number % process_count == process_index
+
+    batches = [
+        (number, results[start : start + batch_size])
+        for number, start in enumerate(range(0, len(results), batch_size))
+        if is_ours(number)
+    ]
+    unfinished = [
+        (number, batch) for number, batch in batches if not all(is_there(result.path) for result in batch)
+    ]
+
+    load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, seed_key(seed))
+    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
+    total = sum(len(batch) for _, batch in batches)
+    done = total - sum(len(batch) for _, batch in unfinished)
+    with tqdm(total=total, initial=done, unit="result", disable=None) as bar:
+        failures = _run(unfinished, load, chains, bar, state.num_model_calls or 0)
+    tidy(output, [result for _, batch in batches for result in batch], is_ours)
+    return failures
+
+
+def _run(
+    batches: Sequence[tuple[int, Sequence[Result]]],
+    load: Callable[[int, Sequence[Result]], Batch],
+    chains: ChainRunner,
+    bar: "tqdm[Any]",
+    num_model_calls: int,
+) -> dict[str, str]:
+    """Decode, compute and encode at the same time, with a few batches on the way."""
+    devices = len(chains.devices)
+    failures: dict[str, str] = {}
+    computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
+    written: deque[tuple[int, list[Future[None]]]] = deque()
+    files, computing = ThreadPoolExecutor(2 * devices), ThreadPoolExecutor(devices)
+
+    def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
+        batch = loaded.result()
+        if not batch.missing:
+            return batch, batch.images
+        return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
+
+    def finish_oldest() -> None:
+        batch, samples = computed.popleft().result()
+        failures.update(batch.failures)
+        writes = []
+        for row in batch.missing:
+            if np.isfinite(samples[row]).all():
+                writes.append(files.submit(_write, batch, row, samples[row]))
+            else:
+                name, sample, *_ = batch.results[row]
+                failures[name] = f"sample {sample + 1} has values that are not finite"
+        finish_writing()
+        written.append((batch.number, writes))
+        bar.update(len(batch.results))
+        if not bar.disable:
+            calls = (bar.n - bar.initial) * num_model_calls
+            bar.set_postfix_str(f"{calls / bar.format_dict['elapsed']:.0f} calls/s")
+
+    def finish_writing() -> None:
+        while written:
+            number, writes = written.popleft()
+            for one in writes:
+                one.result()
+            chains.forget(str(number))
+
+    try:
+        for number, results in batches:
+            loaded = files.submit(load, number, results)
+            computed.append(computing.submit(compute, loaded))
+            if len(computed) > 2 * devices:
+                finish_oldest()
+        while computed:
+            finish_oldest()
+        finish_writing()
+    finally:  # after an error or Ctrl-C; a chain that runs cannot be stopped, and is not waited for here
+        computing.shutdown(wait=False, cancel_futures=True)
+        files.shutdown(cancel_futures=True)
+    return failures
+
+
+def _load(
+    image_shape: tuple[int, int, int],
+    images: Path,
+    mask_paths: Mapping[str, Path],
+    resize: bool,
+    batch_size: int,
+    run_key: jax.Array,
+    number: int,
+    results: Sequence[Result],
+) -> Batch:
+    """Read the pictures and masks of a batch."""
+    pixels = np.zeros((batch_size, *image_shape), np.float32)
+    holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
+    words = np.zeros((batch_size, 3), np.uint32)
+    failures: dict[str, str] = {}
+    decoded: dict[str, Decoded] = {}
+    for row, (name, sample, path, _) in enumerate(results):
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            failures[name] = f"the name of its result, {path.name}, is too long"
+        if name not in decoded and name not in failures:
+            try:
+                decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
+            except Exception as error:  # decoders raise whatever they like
+                failures[name] = " ".join(str(error).split())
+        if name in decoded:
+            pixels[row], holes[row] = decoded[name].image, decoded[name].mask
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        words[row] = *np.frombuffer(digest[:8], "<u4"), sample
+    missing = [
+        row
+        for row, result in enumerate(results)
+        if result.name not in failures and not is_there(result.path)
+    ]
+    keys = np.asarray(_keys(run_key, words))
+    profiles = {name: one.profile for name, one in decoded.items()}
+    return Batch(number, results, pixels, holes, keys, profiles, failures, missing)
+
+
+@jax.jit
+def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
+    """Fold each row of words [N, n] into the key, and return the data of the N keys."""
+
+    def of_row(row: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, len(row), lambda i, key: jax.random.fold_in(key, row[i]), run_key)
+
+    return jax.random.key_data(jax.vmap(of_row)(words))
+
+
+def _decode(
+    image_path: Path, mask_path: Path | None, image_shape: tuple[int, int, int], resize: bool
+) -> Decoded:
+    if mask_path is None:
+        raise ValueError("there is no mask of its name")
+    image, mask = open_image(image_path), open_image(mask_path)
+    profile = colour_profile(image, image_shape)
+    if resize:
+        (image,), (mask,) = resize_together([image], [mask], image_shape)
+    return Decoded(image_to_array(image, image_shape), mask_to_array(mask, image_shape), profile)
+
+
+def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
+    """Write a result, after what the official layout has beside it."""
+    result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
+    profile = batch.profiles[result.name]
+    known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
+    for kind, path in result.beside.items():
+        of_colours = None if kind == "gt_keep_mask" else profile
+        save_picture(array_to_pil(known[kind]), path, icc_profile=of_colours)
+    save_picture(array_to_pil(pixels), result.path, icc_profile=profile)

@@ -1,0 +1,1 @@
+"""Picture files, drawn masks, sets of pictures, and plots."""

@@ -1,0 +1,83 @@
+"""Sets of images from disk, all of them in memory as uint8."""
+
+import gzip
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repaint_jax.pictures.images import open_image
+from repaint_jax.sampling.checks import check_int
+
+TRAIN_IDX_NAME = "train-images-idx3-ubyte.gz"
+TEST_IDX_NAME = "t10k-images-idx3-ubyte.gz"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def read_images(
+    folder: Path, image_size: int, *, grey: bool, idx_name: str = TRAIN_IDX_NAME, mixed: bool = False
+) -> NDArray[np.uint8]:  # [N, H, W, C]
+    """Read all images below a folder.
+
+    Args:
+        folder: holds an idx file of that name, or pictures at any depth.
+        image_size: pictures are cropped to their central square and resized to this side, what is
+            transparent becoming white.
+        grey: read pictures as one channel instead of three.
+        idx_name: Fashion-MNIST's training images, or its test images.
+        mixed: pictures come in an order that has nothing to do with what their names say, always the
+            same: the first of them are a fair sample.
+    """
+    check_int("image_size", image_size, 1)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    if (folder / idx_name).is_file():
+        return read_idx_images(folder / idx_name)
+    names = picture_names(folder)
+    if not names:
+        raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
+    if mixed:
+        names.sort(key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+    mode = "L" if grey else "RGB"
+    return np.stack([_central_square(open_image(folder / name), image_size, mode) for name in names])
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
+    paths = [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    ]
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
+    """Read an `*-images-idx3-ubyte.gz` file of the MNIST family."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        magic, count, height, width = struct.unpack_from(">4i", data)
+    except (EOFError, OSError, struct.error, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole idx.gz file: {error}") from None
+    if magic != 2051:
+        raise ValueError(f"{path} is not an idx file of images: magic number {magic}, expected 2051")
+    pixels = np.frombuffer(data, np.uint8, offset=16)
+    if pixels.size != count * height * width:
+        raise ValueError(f"{path} holds {pixels.size} pixels, expected {count} images of {height}x{width}")
+    return pixels.reshape(count, height, width, 1)
+
+
+def _central_square(image: Image.Image, side: int, mode: str) -> NDArray[np.uint8]:
+    shorter = min(image.size)
+    left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
+    square = image.crop((left, top, left + shorter, top + shorter))
+    if square.has_transparency_data:
+        square = square.convert("RGBA")
+        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+    square = square.convert(mode)
+    pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,203 @@
+"""The schedule of a call budget: which noise levels its model calls are at, and its steps one by one.
+
+What happens in a step is in `budget_transition`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax.sampling import noise
+from repaint_jax.sampling.budget_transition import CallCoefficients, budget_transition, call_coefficients
+from repaint_jax.sampling.checks import check_image_and_mask, check_int, check_like_image
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.keys import gaussian, working_dtype
+from repaint_jax.sampling.scheduler import (
+    RePaintSchedulerState,
+    check_state,
+    schedule_of,
+    warn_of_signal,
+)
+
+SMALLEST_BUDGET = 8  # fewer calls are nothing but a few strides of denoising
+
+# Levels lie densely, over ln sigma, around _DWELL_SIGMA; measured for images in [-1, 1].
+_DWELL_SIGMA = 0.35  # c
+_DWELL_WIDTH = 3.0  # w
+_DENSITY_ELSEWHERE = 0.07  # b, before it is normalised
+_LARGEST_SIGMA = 40.0  # above it there is nothing but noise
+
+
+class PreviousNoise(NamedTuple):
+    """What a call hands to the next one besides the sample."""
+
+    previous_noise: jax.Array  # what it drew, of which the next call uses half
+
+    @property
+    def made_by(self) -> str:
+        """The function that makes such chains."""
+        return "set_timesteps_for_budget"
+
+
+class BudgetSchedule(NamedTuple):
+    """A chain without jumps, an entry for each model call."""
+
+    calls: CallCoefficients
+
+    def rows(self) -> CallCoefficients:
+        """See `Schedule`, as for what follows."""
+        return self.calls
+
+    def first_memory(self, sample: jax.Array) -> PreviousNoise:
+        return PreviousNoise(jnp.zeros_like(sample))
+
+    def transition(
+        self,
+        config: RePaintSchedulerConfig,
+        row: CallCoefficients,
+        model_output: jax.Array,
+        sample: jax.Array,
+        memory: PreviousNoise,
+        original_image: jax.Array,
+        mask: jax.Array,
+        z: jax.Array,
+    ) -> tuple[jax.Array, PreviousNoise, jax.Array]:
+        sample, x0 = budget_transition(
+            config, row, model_output, sample, memory.previous_noise, original_image, mask, z
+        )
+        return sample, PreviousNoise(z), x0
+
+    def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
+        return True
+
+    def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
+        before = np.asarray(self.calls.noise)
+        return before, np.append(before[1:], np.float32(0))
+
+
+class BudgetStepOutput(NamedTuple):
+    """Result of a step of a budget."""
+
+    prev_sample: jax.Array  # the sample at the next call's level
+    noise: jax.Array  # what was drawn, of which the next call uses half
+    pred_original_sample: jax.Array  # the clean image that the model sees in it
+
+
+def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int) -> RePaintSchedulerState:
+    """Give a state the most exact chain for that many model calls: correlated renoising.
+
+    It goes down through noise levels that lie densely where known and missing pixels inform each
+    other, one level a call and without jumps, and uses each draw of noise twice. The equations and
+    their sources (Leimkuhler and Matthews 2013; DDNM, Wang et al. 2023; RePaint) are in
+    `budget_transition`. `inpaint` runs it like any other schedule, `budget_step` by hand. Of the config
+    only the betas, the prediction and its clipping matter, and whether the model returns a learned
+    variance, which is not used; eta, the spacing, undo and the order of the known region belong to the
+    other chain.
+
+    Args:
+        state: any state; a schedule it has is replaced.
+        num_model_calls: at least 8. With many of them, neighbouring calls share a timestep.
+
+    Returns:
+        A new state with exactly num_model_calls model calls.
+
+    Raises:
+        TypeError, ValueError: num_model_calls is not an integer, or below 8.
+
+    Warns:
+        UserWarning: as `set_timesteps`.
+
+    >>> from repaint_jax import create_state
+    >>> state = set_timesteps_for_budget(create_state(), 64)
+    >>> state.num_model_calls, int(state.timesteps[0]), int(state.timesteps[-1])
+    (64, 853, 0)
+    """
+    check_state(state)
+    num_model_calls = check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
+    warn_of_signal(state.config, state.config.num_train_timesteps - 1)
+    timesteps = dwelling_timesteps(noise.alphas_cumprod(state.config.betas), num_model_calls)
+    calls = call_coefficients(state.config, timesteps)
+    return dataclasses.replace(
+        state,
+        num_inference_steps=None,
+        num_model_calls=num_model_calls,
+        timesteps=calls.timestep,
+        schedule=BudgetSchedule(calls),
+    )
+
+
+def budget_step(
+    state: RePaintSchedulerState,
+    model_output: jax.Array,
+    call: jax.Array | int,
+    sample: jax.Array,
+    previous_noise: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+) -> BudgetStepOutput:
+    """Take the sample through one model call of a budget (equations in `budget_transition`).
+
+    A whole chain by hand is, from a `sample` of standard Gaussian noise,
+
+        noise = jnp.zeros_like(sample)
+        for call, t in enumerate(state.timesteps):
+            sample, noise, _ = budget_step(state, model_output, call, sample, noise, image, mask, key)
+
+    with the model's output for `sample` at `t`, and a new key for each call.
+
+    Args:
+        state: from `set_timesteps_for_budget`.
+        model_output: as for `step`.
+        call: the model call, in 0..num_model_calls-1: an int or an int32 scalar. A traced one is not
+            checked.
+        sample: the noisy image, floating, any shape.
+        previous_noise: the `noise` that the call before returned, zeros in the first.
+        original_image, mask, key: as for `step`.
+
+    Raises:
+        ValueError, TypeError: on a state without a budget, a call that is not in it, and on shapes and
+            dtypes other than the above.
+    """
+    schedule = schedule_of(state)
+    if not isinstance(schedule, BudgetSchedule):
+        raise ValueError("state has a schedule of set_timesteps, expected one of set_timesteps_for_budget")
+    last = len(schedule.calls.timestep) - 1
+    is_index = isinstance(call, int | np.integer | jax.Array) and jnp.shape(call) == ()
+    if not is_index or not jnp.issubdtype(jnp.result_type(call), jnp.integer):
+        raise TypeError(f"call is {call!r}, expected an integer from 0 to num_model_calls - 1 = {last}")
+    if not isinstance(call, jax.core.Tracer) and not 0 <= call <= last:
+        raise ValueError(f"call is {call}, expected 0 to num_model_calls - 1 = {last}")
+    check_image_and_mask(original_image, mask)
+    check_like_image("sample", sample, original_image)
+    check_like_image("previous_noise", previous_noise, original_image)
+    sample = jnp.asarray(sample)
+    z = gaussian(key, sample.shape, working_dtype(sample.dtype))
+    row = jax.tree.map(lambda field: field[call], schedule.calls)
+    prev_sample, pred_original_sample = budget_transition(
+        state.config, row, model_output, sample, previous_noise, original_image, mask, z
+    )
+    return BudgetStepOutput(
+        *(array.astype(sample.dtype) for array in (prev_sample, z, pred_original_sample))
+    )
+
+
+def dwelling_timesteps(
+    alphas_cumprod: NDArray[np.float64], num_model_calls: int
+) -> NDArray[np.int64]:  # [num_model_calls], falling, with repeats
+    """Training timesteps of all calls, dense where known and missing pixels inform each other.
+
+    Between the largest sigma and the smallest the density over ln sigma is proportional to
+    b + exp(-(ln(sigma/c)/w)^2); each level is moved to the nearest training timestep.
+    """
+    log_sigma = noise.log_sigma(alphas_cumprod)
+    grid = np.linspace(log_sigma[0], min(log_sigma[-1], np.log(_LARGEST_SIGMA)), 4096)
+    density = _DENSITY_ELSEWHERE + np.exp(-(((grid - np.log(_DWELL_SIGMA)) / _DWELL_WIDTH) ** 2))
+    passed = np.append(0.0, np.cumsum((density[1:] + density[:-1]) / 2))
+    wanted = np.interp(np.linspace(passed[-1], 0, num_model_calls), passed, grid)
+    between = (log_sigma[1:] + log_sigma[:-1]) / 2
+    return np.searchsorted(between, wanted)

@@ -1,0 +1,197 @@
+"""What a RePaint scheduler is made of, and its file `scheduler_config.json`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax.files import local_folder, read_config, write_json
+from repaint_jax.sampling import noise
+from repaint_jax.sampling.checks import check_int
+
+CONFIG_NAME = "scheduler_config.json"
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+_CHOICES = {
+    "beta_schedule": noise.BETA_SCHEDULES,
+    "prediction_type": PREDICTION_TYPES,
+    "variance_type": ("fixed_small", "fixed_large", "learned_range"),
+    "timestep_spacing": noise.TIMESTEP_SPACINGS,
+    "known_region": ("after_step", "before_model"),
+    "undo": ("exact", "diffusers"),
+    "jump_schedule": ("diffusers", "paper"),
+}
+
+_SCHEDULERS_WITH_BETAS = ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler")
+
+# DDPMScheduler's names for variances that differ only in the rounding of their logarithm.
+_VARIANCE_ALIASES = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
+
+# Keys of other schedulers' files that would change the noise levels or the prediction.
+_REFUSED_WHEN_TRUE = ("rescale_betas_zero_snr", "thresholding")
+
+
+@dataclasses.dataclass(frozen=True)
+class RePaintSchedulerConfig:
+    """Settings of a RePaint scheduler: diffusers' names and defaults, then the choices it lacks.
+
+    Attributes:
+        num_train_timesteps: diffusion steps the model was trained with, at least 1.
+        beta_start: variance of the first training step, in (0, 1).
+        beta_end: variance of the last training step, in (0, 1).
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" (capped at 0.999; it uses neither
+            beta_start nor beta_end) or "sigmoid".
+        eta: share of DDPM's noise in a reverse step, in [0, 1]; 0 is DDIM (Song et al. 2020,
+            arXiv 2010.02502, eq. 16), 1 is DDPM.
+        trained_betas: betas to use instead, num_train_timesteps of them, each in (0, 1).
+        clip_sample: clip the predicted clean image.
+        clip_sample_range: to [-clip_sample_range, clip_sample_range]; positive.
+        prediction_type: the model predicts the noise ("epsilon"), the clean image ("sample") or
+            v = sqrt(abar) noise - sqrt(1 - abar) image ("v_prediction", arXiv 2202.00512).
+        variance_type: of a reverse step's noise at eta=1: DDPM's posterior variance ("fixed_small"), beta
+            ("fixed_large"), or interpolated between their logarithms by C further channels of the model's
+            output, -1 small and 1 large ("learned_range", arXiv 2102.09672, eq. 15).
+        timestep_spacing: "leading", "trailing" or "linspace"; see `noise.ladder`.
+        known_region: "after_step" puts the known pixels in after each reverse step, the last one
+            included, so they come back exactly; "before_model" is the official order, before each
+            model call but the first. With a mask of zeros and ones the two differ in the last step
+            only: there "before_model" returns the model's own rendering of the known pixels.
+        undo: "exact" gives a jump the variance between its two levels; "diffusers" uses the betas that
+            diffusers' `undo_step` uses, which are those of a level higher, lets one noise tensor serve the
+            known and the unknown part of soft masks, and clamps or ignores the schedule arguments that
+            are refused otherwise.
+        jump_schedule: "diffusers" reads the walk of `jumps.resampling_walk` as steps, "paper" as levels.
+        use_clipped_model_output: after clipping, derive the noise anew from the clipped image, as
+            DDPM's posterior mean does implicitly (diffusers' DDIMScheduler has the same argument).
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    eta: float = 0.0
+    trained_betas: tuple[float, ...] | None = None
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    timestep_spacing: str = "leading"
+    known_region: str = "after_step"
+    undo: str = "exact"
+    jump_schedule: str = "diffusers"
+    use_clipped_model_output: bool = False
+
+    def __post_init__(self) -> None:
+        num_train_timesteps = check_int("num_train_timesteps", self.num_train_timesteps, 1)
+        object.__setattr__(self, "num_train_timesteps", num_train_timesteps)
+        for name in ("beta_start", "beta_end", "eta", "clip_sample_range"):
+            object.__setattr__(self, name, _as_float(name, getattr(self, name)))
+        for name in ("beta_start", "beta_end"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a variance in (0, 1)")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}, expected a number in [0, 1]")
+        if not 0 < self.clip_sample_range < math.inf:
+            raise ValueError(f"clip_sample_range is {self.clip_sample_range}, expected a positive number")
+        for name in ("clip_sample", "use_clipped_model_output"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected True or False")
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        if self.trained_betas is not None:
+            object.__setattr__(self, "trained_betas", self._checked_betas(self.trained_betas))
+
+    def _checked_betas(self, trained_betas: Any) -> tuple[float, ...]:
+        try:
+            betas = np.asarray(trained_betas, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"trained_betas is {trained_betas!r}, expected a sequence of numbers") from None
+        if betas.shape != (self.num_train_timesteps,):
+            raise ValueError(
+                f"trained_betas has shape {betas.shape}, expected one beta for each of "
+                f"num_train_timesteps={self.num_train_timesteps}"
+            )
+        for index in np.flatnonzero(~((betas > 0) & (betas < 1)))[:1]:
+            raise ValueError(f"trained_betas[{index}] is {betas[index]}, expected a variance in (0, 1)")
+        return tuple(betas.tolist())
+
+    @property
+    def betas(self) -> NDArray[np.float64]:
+        """Variance of each training step, [num_train_timesteps]."""
+        if self.trained_betas is not None:
+            return np.array(self.trained_betas)
+        return noise.betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+
+    @classmethod
+    def diffusers(cls, **overrides: Any) -> Self:
+        """Return the sampler of diffusers 0.42: its every choice, its undo step's betas included."""
+        return cls(**{"undo": "diffusers", **overrides})
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> Self:
+        """Return the sampler of the official code: DDPM steps with learned variance over both ends."""
+        choices = {
+            "eta": 1.0,
+            "variance_type": "learned_range",
+            "timestep_spacing": "linspace",
+            "known_region": "before_model",
+            "jump_schedule": "paper",
+            "use_clipped_model_output": True,
+        }
+        return cls(**{**choices, **overrides})
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote, or another diffusers scheduler's config; unknown keys are ignored."""
+        class_name = config.get("_class_name", "RePaintScheduler")
+        if class_name not in _SCHEDULERS_WITH_BETAS and "beta_schedule" not in config:
+            raise ValueError(
+                f"the scheduler's config is of a {class_name}, expected a scheduler with betas such as "
+                "RePaintScheduler, DDPMScheduler or DDIMScheduler"
+            )
+        for name in _REFUSED_WHEN_TRUE:
+            if config.get(name):
+                raise ValueError(f"{name} is {config[name]!r}, expected false: it is not supported")
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in config.items() if name in names}
+        if config.get("predict_epsilon") is False:  # in files of before there was prediction_type
+            known.setdefault("prediction_type", "sample")
+        if known.get("variance_type") in _VARIANCE_ALIASES:
+            known["variance_type"] = _VARIANCE_ALIASES[known["variance_type"]]
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return diffusers' `scheduler_config.json` as a dict."""
+        return {"_class_name": "RePaintScheduler", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | Path, subfolder: str | None = None, *, revision: str | None = None
+    ) -> Self:
+        """Read `scheduler_config.json` of a RePaint, DDPM or DDIM scheduler.
+
+        Args:
+            path_or_repo: a folder, or the name of a repository on the Hugging Face hub (which needs the
+                package huggingface_hub).
+            subfolder: folder in it that holds the file; pipelines keep it under "scheduler".
+            revision: branch, tag or commit on the hub.
+        """
+        name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+        return read_config(local_folder(path_or_repo, [name], revision) / name, cls.from_dict)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `scheduler_config.json` into a folder, which is created where it is missing."""
+        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
+
+
+def _as_float(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    return float(value)

@@ -1,0 +1,360 @@
+"""The whole chain of RePaint in one `lax.scan` with one iteration per model call."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repaint_jax.sampling.checks import (
+    check_callable,
+    check_floating,
+    check_image_and_mask,
+    check_int,
+    check_like_image,
+)
+from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
+from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
+
+ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+@overload
+def inpaint(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    initial_sample: jax.Array | None = None,
+    preview_calls: None = None,
+    progress: Callable[[int], None] | None = None,
+) -> jax.Array: ...
+
+
+@overload
+def inpaint(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    initial_sample: jax.Array | None = None,
+    preview_calls: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def inpaint(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    initial_sample: jax.Array | None = None,
+    preview_calls: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Fill the holes of an image with what a diffusion model finds likely (algorithm 1, whole).
+
+    Compiled once for each `model_fn`, configuration, length of the chain, shape and dtype; so keep one
+    `model_fn` and one `progress` rather than making new ones. Call it under `jax.jit` with `model_fn` and
+    the options static, under `jax.vmap` and under `jax.grad` as you like.
+
+    Args:
+        state: from `set_timesteps` or `set_timesteps_for_budget`.
+        model_fn: `model_fn(params, sample, timestep) -> model_output`, pure; the sample has the image's
+            shape and dtype, the timestep is an int32 scalar.
+        params: the model's parameters, any pytree.
+        original_image: [..., H, W, C] or any shape, floating, in [-1, 1].
+        mask: 1 keeps the pixel, 0 inpaints it, values between blend; floating, of the image's rank,
+            each axis equal or 1.
+        key: a key; or a vector of B keys, then the leading axis is a batch, and image i depends on
+            key[i] alone (of JAX's "rbg" keys, on the whole vector: a batch of them draws from the first).
+        initial_sample: what to start from, of the image's shape; standard Gaussian noise where None.
+        preview_calls: model calls, of 0..num_model_calls-1, whose `pred_original_sample` to keep.
+        progress: called on the host as `progress(calls_done)` after each model call.
+
+    Returns:
+        The inpainted image, of the original's shape and dtype; known pixels bit for bit, unless
+        known_region is "before_model" in a schedule of `set_timesteps`. With preview_calls, a pair of it
+        and the previews [len(preview_calls), *image shape].
+
+    Raises:
+        ValueError, TypeError: on a state without a schedule and on shapes, ranks and dtypes other than
+            the above. Values on the device (a NaN, a mask outside [0, 1]) raise nothing.
+
+    >>> from repaint_jax import create_state, set_timesteps
+    >>> state = set_timesteps(create_state(), 5, jump_length=2, jump_n_sample=2)
+    >>> denoise_to_zero = lambda params, sample, timestep: sample
+    >>> image, mask = jnp.ones((4, 4, 1)), jnp.ones((4, 4, 1)).at[1:3, 1:3].set(0)
+    >>> inpaint(state, denoise_to_zero, None, image, mask, jax.random.key(0)).shape
+    (4, 4, 1)
+    """
+    schedule_of(state)
+    _check_arguments(model_fn, original_image, mask, key, progress)
+    original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
+    calls = _checked_preview_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
+    if initial_sample is not None:
+        check_like_image("initial_sample", initial_sample, original_image)
+    image, previews = _run_chain(
+        state, model_fn, params, original_image, mask, key, initial_sample, calls, progress
+    )
+    return image if preview_calls is None else (image, previews)
+
+
+class ChainCarry(NamedTuple):
+    """A chain between two model calls: all that the calls to come need besides `inpaint`'s arguments."""
+
+    sample: jax.Array  # float32, or wider as the image
+    memory: Any  # what the schedule's calls hand on besides
+    calls_done: jax.Array  # int32
+
+
+def start_chain(
+    state: RePaintSchedulerState,
+    original_image: jax.Array,
+    key: jax.Array,
+    *,
+    initial_sample: jax.Array | None = None,
+) -> ChainCarry:
+    """Return the chain of `inpaint`, with the same arguments, before its first model call.
+
+    Raises:
+        TypeError, ValueError: as `inpaint`.
+    """
+    schedule = schedule_of(state)
+    is_key_vector(key)
+    check_floating("original_image", original_image)
+    if initial_sample is not None:
+        check_like_image("initial_sample", initial_sample, original_image)
+    dtype, shape = working_dtype(jnp.result_type(original_image)), jnp.shape(original_image)
+    start = _noise_of(key, 0, shape, dtype) if initial_sample is None else initial_sample
+    sample = jnp.asarray(start, dtype)
+    return ChainCarry(sample, schedule.first_memory(sample), jnp.int32(0))
+
+
+@overload
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    preview_calls: None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ChainCarry: ...
+
+
+@overload
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    preview_calls: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[ChainCarry, jax.Array]: ...
+
+
+def continue_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    *,
+    preview_calls: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ChainCarry | tuple[ChainCarry, jax.Array]:
+    """Make some of a chain's model calls.
+
+    Stretches that add up to `state.num_model_calls` end with `inpaint`'s result as `sample`, bit for bit
+    once it has the image's dtype. In between the carry can be saved, with Orbax like any pytree, and the
+    chain resumed elsewhere.
+
+    Args:
+        state: as for `inpaint`, with the other arguments up to key; the same for all stretches.
+        carry: from `start_chain` or an earlier stretch.
+        num_calls: model calls to make; each other number is compiled anew.
+        preview_calls: calls of this stretch, of 0..num_calls-1, whose `pred_original_sample` to return as
+            well, as `inpaint` does.
+        progress: called on the host as `progress(calls_done)` after each model call.
+
+    Returns:
+        The carry after these calls; with preview_calls, a pair of it and the previews
+        [len(preview_calls), *image shape].
+
+    Raises:
+        TypeError, ValueError: as `inpaint`; also where fewer than num_calls calls are left.
+
+    >>> from repaint_jax import create_state, set_timesteps_for_budget
+    >>> state = set_timesteps_for_budget(create_state(), 8)
+    >>> denoise_to_zero = lambda params, sample, timestep: sample
+    >>> arguments = denoise_to_zero, None, jnp.ones((4, 4, 1)), jnp.zeros((4, 4, 1)), jax.random.key(0)
+    >>> carry = start_chain(state, arguments[2], arguments[4])
+    >>> for _ in range(2):
+    ...     carry = continue_chain(state, *arguments, carry, 4)
+    >>> bool((carry.sample == inpaint(state, *arguments)).all())
+    True
+    """
+    schedule = schedule_of(state)
+    _check_arguments(model_fn, original_image, mask, key, progress)
+    if not isinstance(carry, ChainCarry):
+        raise TypeError(f"carry is {carry!r}, expected a ChainCarry, as start_chain makes")
+    check_like_image("carry.sample", carry.sample, original_image)
+    _check_memory(carry.memory, schedule.first_memory(carry.sample))
+    check_int("num_calls", num_calls, 1)
+    left = state.num_model_calls or 0
+    if not isinstance(carry.calls_done, jax.core.Tracer):
+        left -= int(carry.calls_done)
+    if num_calls > left:
+        raise ValueError(
+            f"num_calls is {num_calls}, expected at most the {left} that are left of "
+            f"{state.num_model_calls}"
+        )
+    calls = _checked_preview_calls(preview_calls, "num_calls", num_calls)
+    original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
+    carry, previews = _run_calls(
+        state, model_fn, params, original_image, mask, key, carry, num_calls, calls, progress
+    )
+    return carry if preview_calls is None else (carry, previews)
+
+
+def _check_memory(memory: Any, expected: Any) -> None:
+    """Refuse the memory of another sampler, or of images of another shape."""
+    if type(memory) is not type(expected):
+        made_by = getattr(memory, "made_by", "something else")
+        raise ValueError(f"carry belongs to a chain of {made_by}, and state to one of {expected.made_by}")
+    for name, array, like in zip(expected._fields, memory, expected, strict=True):
+        check_like_image(f"carry.{name}", array, like)
+
+
+def _checked_preview_calls(
+    preview_calls: Sequence[int] | None, bound: str, num_calls: int
+) -> tuple[int, ...]:
+    if not isinstance(preview_calls, Sequence | np.ndarray | None):
+        raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
+    calls = tuple(
+        check_int("preview_calls", call, 0) for call in (() if preview_calls is None else preview_calls)
+    )
+    if len(set(calls)) != len(calls):
+        raise ValueError(f"preview_calls is {calls}, expected each call once")
+    for call in calls:
+        if call >= num_calls:
+            raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
+    return calls
+
+
+def _check_arguments(
+    model_fn: ModelFn,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    progress: Callable[[int], None] | None,
+) -> None:
+    check_callable("model_fn", model_fn)
+    if progress is not None:
+        check_callable("progress", progress)
+    is_key_vector(key)
+    check_image_and_mask(original_image, mask)
+
+
+def _noise_of(key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The chain's draw number `index`: 0 is the start, the others belong to the model calls."""
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
+    return gaussian(fold_in(key, index), shape, dtype)
+
+
+@partial(jax.jit, static_argnames=("model_fn", "preview_calls", "progress"))
+def _run_chain(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    initial_sample: jax.Array | None,
+    preview_calls: tuple[int, ...],
+    progress: Callable[[int], None] | None,
+) -> tuple[jax.Array, jax.Array]:
+    arguments = state, model_fn, params, original_image, mask, key
+    carry = start_chain(state, original_image, key, initial_sample=initial_sample)
+    carry, previews = _run_calls(*arguments, carry, state.num_model_calls, preview_calls, progress)
+    return carry.sample.astype(original_image.dtype), previews
+
+
+@partial(jax.jit, static_argnames=("model_fn", "num_calls", "preview_calls", "progress"))
+def _run_calls(
+    state: RePaintSchedulerState,
+    model_fn: ModelFn,
+    params: Any,
+    original_image: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    carry: ChainCarry,
+    num_calls: int,
+    preview_calls: tuple[int, ...],
+    progress: Callable[[int], None] | None,
+) -> tuple[ChainCarry, jax.Array]:
+    # The chain is carried in float32 at least; the model sees the image's own dtype.
+    image_dtype, dtype = original_image.dtype, carry.sample.dtype
+    config, schedule = state.config, schedule_of(state)
+    rows = schedule.rows()
+    num_model_calls = len(rows.timestep)
+    # Where the preview of the stretch's call i goes; one past the end, which writes nothing, for calls
+    # without one.
+    slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
+    slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
+        jnp.arange(len(preview_calls), dtype=jnp.int32)
+    )
+    calls = (jnp.arange(num_model_calls, dtype=jnp.int32), rows)
+    if num_calls < num_model_calls:
+        calls = jax.tree.map(
+            lambda field: jax.lax.dynamic_slice_in_dim(field, carry.calls_done, num_calls), calls
+        )
+
+    def model_call(carry: tuple[Any, ...], call: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
+        sample, memory, previews = carry
+        (index, row), slot = call
+        model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
+        z = _noise_of(key, index + 1, sample.shape, dtype)
+        sample, memory, x0 = schedule.transition(
+            config, row, model_output, sample, memory, original_image, mask, z
+        )
+        if preview_calls:
+            previews = previews.at[slot].set(x0.astype(image_dtype), mode="drop")
+        if progress is not None:
+            jax.debug.callback(lambda calls_done: progress(int(calls_done)), index + 1)
+        return (sample, memory, previews), None
+
+    previews = jnp.zeros((len(preview_calls), *original_image.shape), image_dtype)
+    (sample, memory, previews), _ = jax.lax.scan(
+        model_call, (carry.sample, carry.memory, previews), (calls, slots)
+    )
+    calls_done = carry.calls_done + num_calls
+    if schedule.keeps_known_pixels(config):
+        # Bit for bit: arithmetic loses the sign of a zero, and numbers below the smallest normal one.
+        known = (calls_done == num_model_calls) & (mask == 1)
+        sample = jnp.where(known, original_image.astype(dtype), sample)
+    return ChainCarry(sample, memory, calls_done), previews

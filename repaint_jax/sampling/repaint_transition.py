@@ -1,0 +1,138 @@
+"""A reverse step of RePaint, and the jump that may follow it (Lugmayr et al. 2022, arXiv 2201.09865).
+
+A ladder of T inference steps gives T + 1 noise levels: level k has abar = alphas_cumprod[ladder[k]], and
+level -1 is the clean image with abar = 1. A reverse step takes the sample from level k to k - 1, an undo
+step (the paper's line 10) from k - 1 to k. In the paper's letters, with a and p the abar of levels k and
+k - 1, x the sample, m the mask and z, z' standard Gaussians:
+
+    x0      = clip((x - sqrt(1 - a) eps) / sqrt(a))                                pred_original_sample
+    s2      = eta^2 (1 - p)/(1 - a) (1 - a/p)                                      DDIM, eq. 16
+    unknown = sqrt(p) x0 + sqrt(1 - p - s2) eps + sqrt(s2) z                       line 7
+    known   = sqrt(p) x_original + sqrt(1 - p) z'                                  line 5
+    x       = m known + (1 - m) unknown                                            line 8
+
+Line 5 as printed scales its noise by 1 - p; it must be the square root.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repaint_jax.sampling import noise
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.prediction import predict, split_model_output
+
+
+class LevelCoefficients(NamedTuple):
+    """What a step from or to a level needs. Every field is [T] in a state, and [] in a step."""
+
+    timestep: jax.Array  # int32, what the model is told
+    signal: jax.Array  # sqrt(a)
+    noise: jax.Array  # sqrt(1 - a)
+    prev_signal: jax.Array  # sqrt(p)
+    prev_noise_variance: jax.Array  # 1 - p
+    direction: jax.Array  # sqrt(1 - p - s2)
+    variance_share: jax.Array  # eta^2, and 0 in the step to the clean image
+    variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 its value at level 1
+    variance_large: jax.Array  # 1 - a/p
+    known_share: jax.Array  # 1, or 0 where no known pixels are put in, unless a jump follows
+    undo_variance: jax.Array  # 1 - a/p, the noise of an undo step up to this level
+
+
+def reverse_transition(
+    config: RePaintSchedulerConfig,
+    row: LevelCoefficients,
+    jump_variance: jax.Array,
+    model_output: jax.Array,
+    sample: jax.Array,
+    original_image: jax.Array,
+    mask: jax.Array,
+    z: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Take a reverse step and the jump that follows it, with one Gaussian for both.
+
+    The step leaves a mean and, in each pixel, independent noise: of variance 1 - p with weight m, and s2
+    with weight 1 - m. A jump, whatever its length, keeps a share r of that variance and adds 1 - r
+    (`jump_variance`), so all of it is one draw of variance r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
+
+    Returns:
+        The sample after the jump, and pred_original_sample.
+    """
+    row, jump_variance, sample, original_image, mask = jax.tree.map(
+        lambda array: jnp.asarray(array, z.dtype),
+        (row, jump_variance, sample, original_image, mask),
+    )
+    prediction, variance_fraction = split_model_output(config, model_output, sample)
+    variance = _step_variance(config, row, variance_fraction)
+    x0, eps = predict(config, row, prediction, sample, config.use_clipped_model_output)
+
+    # The official order leaves them out in the chain's last step only, which no jump follows.
+    known_weight = mask * jnp.where(jump_variance > 0, 1, row.known_share)
+    mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
+        row.prev_signal * x0 + row.direction * eps
+    )
+    if config.undo == "diffusers":  # its one noise tensor serves both parts
+        known_std, unknown_std = jnp.sqrt(row.prev_noise_variance), _safe_sqrt(variance)
+        step_variance = (known_weight * known_std + (1 - known_weight) * unknown_std) ** 2
+    else:
+        step_variance = known_weight**2 * row.prev_noise_variance + (1 - known_weight) ** 2 * variance
+    std = _safe_sqrt((1 - jump_variance) * step_variance + jump_variance)
+    return jnp.sqrt(1 - jump_variance) * mean + std * z, x0
+
+
+def level_coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:
+    """Compute every level's coefficients in float64, and store them as float32."""
+    abar = noise.alphas_cumprod(config.betas)
+    a = abar[ladder]
+    p = np.append(1.0, a[:-1])
+    beta = 1 - a / p
+    variance_small = (1 - p) / (1 - a) * beta
+    s2 = config.eta**2 * variance_small
+    to_clean = np.arange(len(ladder)) == 0
+
+    def store(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(values, jnp.float32)
+
+    return LevelCoefficients(
+        timestep=jnp.asarray(ladder, jnp.int32),
+        signal=store(np.sqrt(a)),
+        noise=store(np.sqrt(1 - a)),
+        prev_signal=store(np.sqrt(p)),
+        prev_noise_variance=store(1 - p),
+        direction=store(np.sqrt(np.maximum(1 - p - s2, 0))),
+        variance_share=store(np.where(to_clean, 0.0, config.eta**2)),
+        variance_small=store(np.where(to_clean, np.append(variance_small, beta)[1], variance_small)),
+        variance_large=store(beta),
+        known_share=store(np.where(to_clean & (config.known_region == "before_model"), 0.0, 1.0)),
+        undo_variance=store(undo_variance(config, ladder)),
+    )
+
+
+def undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndarray:
+    """Noise of an undo step up to each level."""
+    betas = config.betas
+    if config.undo == "diffusers":
+        # It walks over betas[t .. t+n-1] with t = t_last, though the sample is n training steps below t.
+        n = config.num_train_timesteps // len(ladder)
+        used = np.minimum(ladder[:, None] + np.arange(n), len(betas) - 1)
+        return 1 - np.prod(1 - betas[used], axis=1)
+    abar = noise.alphas_cumprod(betas)[ladder]
+    return 1 - abar / np.append(1.0, abar[:-1])
+
+
+def _step_variance(
+    config: RePaintSchedulerConfig, row: LevelCoefficients, fraction: jax.Array | None
+) -> jax.Array:
+    """Return the variance of a reverse step's noise."""
+    if fraction is None:
+        fixed = {"fixed_small": row.variance_small, "fixed_large": row.variance_large}
+        return row.variance_share * fixed[config.variance_type]
+    ratio = row.variance_large / row.variance_small
+    return row.variance_share * row.variance_small * ratio ** ((fraction + 1) / 2)
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root with a gradient of 0, not infinity, at 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

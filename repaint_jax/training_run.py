@@ -1,0 +1,241 @@
+"""A training run in a folder, as `repaint-jax train` makes it: record, log, samples and the model."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repaint_jax.files import read_json, whole_file, whole_folder, write_json
+from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
+from repaint_jax.models.pretrained import load_pretrained, save_pretrained
+from repaint_jax.pictures.images import save_picture
+from repaint_jax.pictures.plots import square_grid
+from repaint_jax.sampling import noise
+from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.devices import replicate
+from repaint_jax.sampling.inpaint import inpaint
+from repaint_jax.sampling.keys import seed_key
+from repaint_jax.sampling.repaint_schedule import set_timesteps
+from repaint_jax.sampling.scheduler import create_state
+from repaint_jax.training import (
+    TrainingConfig,
+    TrainState,
+    check_batches,
+    check_steps_left,
+    last_step_at_highest_rate,
+    train,
+)
+
+
+def train_unet2d(
+    config: TrainingConfig,
+    images: NDArray[np.uint8],
+    output: Path,
+    *,
+    unet_config: UNet2DConfig | None = None,
+    initial_model: str | Path | None = None,
+    checkpoint_every: int = 1000,
+) -> Path:
+    """Train a `UNet2D` and export it, as `repaint-jax train` does; called again, it goes on.
+
+    Args:
+        config: the run.
+        images: [N, H, W, C] uint8.
+        output: folder for `checkpoints/`, `samples/` (a grid drawn at each checkpoint), `log.csv`,
+            `training_config.json` and the exported `model/`.
+        unet_config: architecture; a small one that fits the images where None.
+        initial_model: start from the weights, architecture and noise schedule of this model, given as
+            to `RePaintPipeline.from_pretrained`.
+        checkpoint_every: steps between checkpoints.
+
+    Returns:
+        Folder of the exported model, in diffusers' layout.
+    """
+    check_int("checkpoint_every", checkpoint_every, 1)
+    unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
+    check_batches(config, images)
+    model_fn, params = nnx_model_fn(unet)
+    initial_digest = None if initial_model is None else _digest(jax.tree.leaves(params))
+    steps_done = _check_same_run(
+        output,
+        {
+            "training": dataclasses.asdict(config),
+            "unet": unet.config.to_dict(),
+            "scheduler": scheduler_config.to_dict(),
+            "data": {"digest of the pictures": _digest([images])},
+            "initial_model": {"digest of the initial model": initial_digest},
+        },
+    )
+    _forget_later_steps(output / "log.csv", steps_done)
+    sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
+    (output / "samples").mkdir(exist_ok=True)
+
+    def draw_samples(state: TrainState) -> None:
+        # Inpainting where nothing is known is sampling from the prior.
+        nothing = jnp.zeros((16, *images.shape[1:]))
+        ema_params = replicate(state.ema_params, jax.local_devices()[:1])
+        samples = inpaint(sampler, model_fn, ema_params, nothing, nothing, seed_key(config.seed))
+        save_picture(square_grid(samples), output / "samples" / f"step_{int(state.step):07d}.png")
+
+    with (
+        tqdm(total=config.num_steps, unit="step", desc="training") as bar,
+        (output / "log.csv").open("a", encoding="utf-8") as log,
+    ):
+        if log.tell() == 0:
+            print("step,loss,time", file=log)
+        recent_losses: list[float] = []
+
+        def on_step(done: int, loss: float) -> None:
+            recent_losses.append(loss)
+            bar.update(done - bar.n)
+            if done % 50 == 0:
+                mean_loss = sum(recent_losses) / len(recent_losses)
+                recent_losses.clear()
+                bar.set_postfix(loss=f"{mean_loss:.4f}")
+                print(
+                    f"{done},{mean_loss:.5f},{datetime.now():%Y-%m-%d %H:%M:%S}",
+                    file=log,
+                    flush=True,
+                )
+
+        state = train(
+            config,
+            model_fn,
+            params,
+            images,
+            noise.alphas_cumprod(scheduler_config.betas),
+            output / "checkpoints",
+            checkpoint_every=checkpoint_every,
+            on_step=on_step,
+            on_checkpoint=draw_samples,
+        )
+    nnx.update(unet, state.ema_params)
+    with whole_folder(output / "model") as unfinished:
+        save_pretrained(unfinished, unet, scheduler_config, np.float16)
+    return output / "model"
+
+
+def small_unet_config(image_shape: tuple[int, ...]) -> UNet2DConfig:
+    """Return an architecture of three levels for images whose sides are multiples of four."""
+    height, width, channels = image_shape
+    if height % 4 or width % 4:
+        raise ValueError(f"images are {height}x{width}, expected sides that are multiples of 4")
+    return UNet2DConfig(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        attention_head_dim=32,
+        norm_num_groups=8,
+    )
+
+
+def _initial_model(
+    config: TrainingConfig,
+    image_shape: tuple[int, ...],
+    unet_config: UNet2DConfig | None,
+    initial_model: str | Path | None,
+) -> tuple[UNet2D, RePaintSchedulerConfig]:
+    """Make or load the model that a run starts from, and see that it fits the images."""
+    if initial_model is None:
+        unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(seed_key(config.seed)))
+        scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
+    elif unet_config is not None:
+        raise ValueError("unet_config is given beside initial_model, expected one of the two")
+    else:
+        unet, scheduler_config = load_pretrained(initial_model)
+        if scheduler_config.prediction_type != config.prediction_type:
+            raise ValueError(
+                f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "
+                f"{scheduler_config.prediction_type!r}"
+            )
+    expected = (*unet.config.height_and_width, unet.config.in_channels)
+    if image_shape != expected:
+        raise ValueError(
+            f"images have shape {image_shape}, expected the model's {expected} (height, width, channels)"
+        )
+    if unet.config.is_class_conditional:
+        raise ValueError("the model is class-conditional, expected one that is not: training has no labels")
+    embedded = unet.config.num_train_timesteps
+    if unet.config.time_embedding_type == "learned" and embedded != scheduler_config.num_train_timesteps:
+        raise ValueError(
+            f"num_train_timesteps is {embedded}, expected the scheduler's "
+            f"{scheduler_config.num_train_timesteps}"
+        )
+    if unet.config.dropout:
+        raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError(
+            f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
+        )
+    return unet, scheduler_config
+
+
+def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
+    """Write the run's settings beside its checkpoints, or refuse to go on with other ones.
+
+    Returns:
+        The steps that are done.
+    """
+    settings = json.loads(json.dumps(settings))
+    path = output / "training_config.json"
+    steps_done = max(
+        (int(one.name) for one in (output / "checkpoints").glob("*") if one.name.isdecimal()), default=0
+    )
+    if path.exists() and steps_done:
+        # Runs begun before the last three were recorded may go on.
+        before = {**settings, **read_json(path)}
+        for section in settings:
+            for name, value in settings[section].items():
+                earlier = before[section].get(name)
+                if name != "num_steps" and earlier != value:
+                    raise ValueError(
+                        f"{output} holds a run with {name}={earlier!r}, expected the "
+                        f"same to go on with it, not {value!r}"
+                    )
+        check_steps_left(settings["training"]["num_steps"], steps_done)
+        _check_extended(before["training"], settings["training"]["num_steps"], steps_done)
+    with whole_file(path) as unfinished:
+        write_json(unfinished, settings)
+    return steps_done
+
+
+def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> None:
+    """Refuse to lengthen a run whose learning rate has begun to fall to the end that it had."""
+    last_at_highest = last_step_at_highest_rate(before["num_steps"], before["decay_fraction"])
+    if num_steps > before["num_steps"] and steps_done > last_at_highest + 1:
+        raise ValueError(
+            f"num_steps is {num_steps}, expected the run's own {before['num_steps']}: after {steps_done} "
+            "steps its learning rate has begun to decay (`initial_model` starts a run from its model)"
+        )
+
+
+def _forget_later_steps(log: Path, steps_done: int) -> None:
+    """Remove what a run that was killed has logged after its last checkpoint, from where it goes on."""
+    if not log.exists():
+        return
+    head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    with whole_file(log) as unfinished:
+        kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
+        unfinished.write_text("".join([head, *kept]), encoding="utf-8")
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()[:16]
