@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def python_blocks(page: Path, *marks: Any) -> list[Any]:
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
     return [
-        pytest.param(code, id=f"{page.name}-{code.splitlines()[-1].strip()[:40]}", marks=marks)
+        pytest.param(code, id=f"{page.stem}-{code.splitlines()[-1].strip()[:40]}", marks=marks)
         for code in blocks
     ]
 
@@ -26,7 +26,7 @@ BLOCKS = [
     *python_blocks(ROOT / "README.md"),
     *(
         block
-        for page in sorted((ROOT / "docs").glob("*.md"))
+        for page in sorted((ROOT / "docs").rglob("*.md"))
         for block in python_blocks(page, pytest.mark.slow)
     ),
 ]
