@@ -20,15 +20,15 @@ parser.add_argument("-o", "--output", type=Path, default=Path("runs/01_inpaint.p
 output = parser.parse_args().output
 output.parent.mkdir(parents=True, exist_ok=True)
 
-# A model with the settings of its scheduler: this one, a diffusers folder, or a name on the hub.
+# Load a model with its scheduler's settings: the bundled one, a diffusers folder, or a name on the hub.
 pipe = rp.RePaintPipeline.from_pretrained("bundled")
 print(f"the model makes pictures of {pipe.image_shape} (height, width, channels)")
 
-# A picture of that size, and a mask: white pixels are kept, black ones are filled.
+# Load a picture of that size, and make a mask. White pixels are kept, black ones are filled.
 image = Image.open(bundled_folder() / "images" / "5_shirt.png")
 mask = box(image.size, 6, 4, 22, 14)
 
-# 64 model calls are the default. The key decides the result; samples of one key differ.
+# 64 model calls are the default. The key determines the results. The samples of a key differ.
 pictures = pipe(image, mask, key=jax.random.key(0), num_samples=5).images
 
 kept = np.asarray(mask) == 255

@@ -1,9 +1,9 @@
-"""Train a linen module of your own for half a minute, and inpaint with it.
+"""Train your own linen module for half a minute, and inpaint with it.
 
     python examples/02_own_model_linen.py -o runs/02_own_model_linen.png
 
-The pictures are made here: a bright disc on a dark ground. The module must learn that
-discs are round.
+The example makes its own pictures: a bright disc on a dark background. The module must learn that discs
+are round.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIDE = 16
 
 
 class Denoiser(nn.Module):
-    """Any module will do whose `__call__` takes (sample, timestep); this one sees no rows, only numbers."""
+    """A fully connected network. Any module works whose `__call__` takes (sample, timestep)."""
 
     width: int = 256
 
@@ -61,8 +61,9 @@ module = Denoiser()
 params = module.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)), jnp.zeros(1, jnp.int32))
 model_fn = rp.linen_model_fn(module)
 
-# The scheduler must know the betas of the training and what the module learned to predict: here the clean
-# picture, which is easier for this one than the noise, of which it would have to remember every number.
+# The scheduler must know the betas of the training and the prediction type. The module learns to predict
+# the clean picture. That is easier for this network: to predict the noise, it would have to remember every
+# value of it.
 scheduler_config = rp.RePaintSchedulerConfig(prediction_type="sample")
 config = TrainingConfig(
     num_steps=options.train_steps,
@@ -82,7 +83,7 @@ for step, batch in zip(range(config.num_steps), batches(config, discs(20_000, 0)
     if (step + 1) % 500 == 0:
         print(f"step {step + 1}: loss {np.mean(losses[-500:]):.4f}", flush=True)
 
-# Pictures that it has not seen, their right or lower half missing.
+# Inpaint new pictures, of which the right or the lower half is missing.
 images = uint8_to_array(discs(4, 1))
 right = rp.masks.half(SIDE, SIDE)
 masks = jnp.stack([right, right.swapaxes(0, 1)] * 2)

@@ -1,9 +1,9 @@
-"""Inpaint with an NNX module of your own: here one that is built around a trained network.
+"""Inpaint with your own NNX module, which is built around a trained network.
 
     python examples/03_own_model_nnx.py -o runs/03_own_model_nnx.png
 
-The module averages what a network predicts for a sample and for its mirror image, so what it draws leans
-neither to the left nor to the right. `nnx_model_fn` makes the function and the params that `inpaint` takes.
+The module averages a network's predictions for a sample and for its mirror image, so its results prefer
+neither left nor right. `nnx_model_fn` makes the function and the params that `inpaint` takes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ output.parent.mkdir(parents=True, exist_ok=True)
 
 
 class WithoutASide(nnx.Module):
-    """Any module will do whose `__call__` takes (sample [B, H, W, C], timestep) and predicts."""
+    """Averages over mirror images. Any module with `__call__(sample [B, H, W, C], timestep)` works."""
 
     def __init__(self, network: nnx.Module):
         self.network = network
@@ -36,8 +36,8 @@ class WithoutASide(nnx.Module):
         return (self.network(sample, timestep) + mirrored) / 2
 
 
-# A trained network, itself an NNX module, and its scheduler's settings. They say what it predicts: noise
-# ("epsilon"), the clean image ("sample") or v; it must be what your network was trained for.
+# Load a trained network, which is an NNX module, and its scheduler's settings. The prediction type is noise
+# ("epsilon"), the clean image ("sample") or v ("v_prediction"). It must match the training of your network.
 network, config = load_pretrained("bundled")
 print(f"betas: {config.beta_schedule}; it predicts: {config.prediction_type}")
 model_fn, params = rp.nnx_model_fn(WithoutASide(network))

@@ -1,8 +1,8 @@
-"""Inpaint one picture under many masks: the paper's six, a box, and a box with soft edges.
+"""Inpaint one picture under nine masks: the paper's six, a box, its inverse, and a box with soft edges.
 
     python examples/04_masks.py -o runs/04_masks.png
 
-On the command line masks can also be drawn: `repaint-jax inpaint --help`.
+The command line can also read drawn masks, see `repaint-jax inpaint --help`.
 """
 
 import argparse
@@ -27,22 +27,22 @@ pipe = rp.RePaintPipeline.from_pretrained("bundled")
 height, width, _ = pipe.image_shape
 image = image_to_array(Image.open(bundled_folder() / "images" / "6_pullover.png"), pipe.image_shape)
 
-# The paper's six; the strokes of `wide` and `narrow` follow from the key.
+# The six masks of the paper. The strokes of `wide` and `narrow` depend on the key.
 masks = {name: rp.masks.by_name(name, height, width, jax.random.key(7)) for name in rp.masks.NAMES}
 
-# One's own: any array of zeros, to inpaint, and ones, to keep.
+# Your own mask: any array of zeros (inpaint) and ones (keep).
 box = np.ones((height, width, 1), np.float32)
 box[8:20, 8:20] = 0
 masks["box"] = box
 
-# The other way round, from a mask in which 1 marks what to fill.
+# The inverse, for a mask in which 1 marks the pixels to fill.
 masks["around a box"] = 1 - box
 
-# Soft edges: pixels near the hole are a blend of the known ones and of what the model makes of them. So
-# they change, the more the nearer, and only those further away than the radius come back exactly.
+# Soft edges: pixels near the hole become a blend of the known image and the model's result. They change,
+# and closer pixels change more. Only pixels that are further away than the radius are kept exactly.
 masks["soft box"] = rp.masks.feather(box, 3)
 
-# One batch for all masks: a mask and a key for each image.
+# Inpaint all masks in one batch, with a mask and a key for each image.
 names = list(masks)
 batch_of_masks = jnp.stack([masks[name] for name in names])
 images = jnp.broadcast_to(image, (len(names), *image.shape))

@@ -1,9 +1,9 @@
-"""Inpaint a batch: with a key for each image, under jax.vmap, and laid out over devices.
+"""Inpaint a batch: with a key for each image, under jax.vmap, and on several devices.
 
     python examples/05_batch_and_devices.py -o runs/05_batch_and_devices.png
 
-Image i depends on key i alone: by itself, in any batch and on any number of devices it comes out the same,
-up to the rounding of sums. Where the machine has no accelerator its CPU plays two devices here.
+Image i depends only on key i. Its result is the same alone, in any batch and on any number of devices, up
+to the rounding of sums. On a machine without an accelerator, the example divides the CPU into two devices.
 """
 
 import argparse
@@ -24,7 +24,7 @@ parser.add_argument("-o", "--output", type=Path, default=Path("runs/05_batch_and
 output = parser.parse_args().output
 output.parent.mkdir(parents=True, exist_ok=True)
 
-jax.config.update("jax_num_cpu_devices", 2)  # before JAX is first used
+jax.config.update("jax_num_cpu_devices", 2)  # must come before the first use of JAX
 
 pipe = rp.RePaintPipeline.from_pretrained("bundled")
 model_fn, params = pipe.model_fn, pipe.params
@@ -37,7 +37,7 @@ masks = jax.vmap(lambda key: rp.masks.wide(28, 28, key))(jax.random.split(jax.ra
 
 
 def timed(what: str, run) -> jax.Array:
-    jax.block_until_ready(run())  # compiles
+    jax.block_until_ready(run())  # compile first
     start = time.perf_counter()
     result = jax.block_until_ready(run())
     print(f"{what}: {time.perf_counter() - start:.2f} s")
@@ -49,7 +49,7 @@ def report(what: str, result: jax.Array) -> None:
     print(f"  largest difference from the batch: {difference:.1g}")
 
 
-# A vector of keys says that the leading axis is a batch.
+# With a vector of keys, the leading axis is a batch.
 batch = timed("a batch", lambda: rp.inpaint(state, model_fn, params, images, masks, keys))
 
 alone = timed(
@@ -58,7 +58,7 @@ alone = timed(
 print(f"  largest difference from the batch: {np.abs(alone[0] - batch[2]).max():.1g}")
 
 
-# vmap, for functions of a single image. This model wants an axis for the batch, of length 1 here.
+# vmap maps a function of a single image. The model needs a batch axis, which has length 1 here.
 def model_of_one(params, sample, timestep):
     return model_fn(params, sample[None], timestep)[0]
 
@@ -71,7 +71,7 @@ def inpaint_each(image, mask, key):
 
 report("vmap", timed("vmap", lambda: inpaint_each(images, masks, keys)))
 
-# Over all devices, which exchange nothing: data laid out over them, parameters copied to each.
+# On all devices: the data are divided among them, and each has a copy of the parameters.
 devices = jax.local_devices()[: 2 if len(jax.local_devices()) % 2 == 0 else 1]
 print("devices:", *devices)
 sharded = rp.shard_batch((images, np.asarray(masks), keys), devices)

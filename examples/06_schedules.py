@@ -1,9 +1,9 @@
-"""RePaint's schedules and call budgets: what they cost, and what they make of one picture.
+"""Compare RePaint's schedules and call budgets: their cost, and their results for one picture.
 
     python examples/06_schedules.py -o runs/06_schedules.png
 
-The paper's setting, 2,410 model calls, takes a CPU nearly a minute; `--paper` adds it. One picture shows
-what to expect, not which is better: the README's tables tell that.
+`--paper` adds the paper's setting, whose 2,410 model calls take nearly a minute on a CPU. One picture
+cannot show which schedule is better. For that, see docs/how/results.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from repaint_jax.pictures.plots import show_hole, tile
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("-o", "--output", type=Path, default=Path("runs/06_schedules.png"))
-parser.add_argument("--paper", action="store_true", help="the paper's setting as well")
+parser.add_argument("--paper", action="store_true", help="add the paper's setting")
 options = parser.parse_args()
 options.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -29,8 +29,9 @@ pipe = rp.RePaintPipeline.from_pretrained("bundled")
 image = image_to_array(Image.open(bundled_folder() / "images" / "1_bag.png"), pipe.image_shape)
 mask = rp.masks.half(28, 28)
 
-# T steps; every j of them, j steps back up, r - 1 times: T + j (r - 1) len(range(0, T - j, j)) model calls.
-# eta is the share of DDPM's noise in a step: 1 in the paper, 0 (none) by default in diffusers.
+# RePaint's schedule has T steps. After every j steps it jumps j steps back, r - 1 times. This makes
+# T + j (r - 1) len(range(0, T - j, j)) model calls. eta is the share of DDPM's noise in a step. It is 1 in
+# the paper, and 0 (none) by default in diffusers.
 schedules = [
     ("T=50, no jumps", {"num_inference_steps": 50, "jump_length": 1, "jump_n_sample": 1, "eta": 1.0}),
     ("T=50, j=5, r=5", {"num_inference_steps": 50, "jump_length": 5, "jump_n_sample": 5, "eta": 1.0}),

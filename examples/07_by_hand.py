@@ -1,9 +1,9 @@
-"""Write the loop yourself: look at the sample on its way, and change it.
+"""Write the loop yourself, to look at the sample during the chain and change it.
 
     python examples/07_by_hand.py -o runs/07_by_hand.png
 
-`inpaint` is such a loop in one compiled program. By hand it is slower to run, but between two model calls
-everything can be seen and changed.
+`inpaint` runs such a loop in one compiled program. Your own loop is slower, but you can look at and change
+everything between two model calls.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def show(title: str, pictures: list[jax.Array]) -> None:
     rows.append([array_to_uint8(picture[0]) for picture in pictures])
 
 
-# A call budget: each step hands its noise to the next.
+# A call budget. Each step passes its noise to the next step.
 state = rp.set_timesteps_for_budget(pipe.state, 64)
 step = jax.jit(rp.budget_step)
 sample = jax.random.normal(jax.random.key(0), image.shape)
@@ -55,8 +55,8 @@ assert np.array_equal(np.asarray(sample)[:, :, :14], image[:, :, :14])
 show("the sample", [*on_its_way, sample])
 show("predicted clean", [*predictions, sample])
 
-# The same, but the sample is changed on its way: in the first 48 calls its right half is pulled
-# towards the mirror image of the left one, as far as the noise in the sample leaves that open.
+# The same schedule, but the sample is changed during the chain. The first 48 calls move its right half
+# towards the mirror image of the left half, scaled by the signal in the noisy sample.
 state = rp.set_timesteps_for_budget(pipe.state, 64)
 sample = jax.random.normal(jax.random.key(0), image.shape)
 noise = jnp.zeros_like(sample)
@@ -73,7 +73,7 @@ for call, t in enumerate(state.timesteps):
         predictions.append(prediction)
 show("pulled to its mirror", [*predictions, sample])
 
-# RePaint's own schedule: a list of timesteps that falls, and rises in the jumps.
+# RePaint's own schedule. Its timesteps decrease, and increase in the jumps.
 state = rp.set_timesteps(pipe.state, 24, jump_length=4, jump_n_sample=3)
 step, undo_step = jax.jit(rp.step), jax.jit(rp.undo_step)
 print("timesteps with jumps:", *state.timesteps[:24].tolist(), "...")
@@ -88,7 +88,7 @@ for i, t in enumerate(state.timesteps):
     else:
         sample = undo_step(state, sample, t_last, key)
     t_last = t
-print(f"it made {len(predictions)} model calls; state.num_model_calls is {state.num_model_calls}")
+print(f"the loop made {len(predictions)} model calls; state.num_model_calls is {state.num_model_calls}")
 show("time jumps", [*(predictions[call] for call in shown_calls), sample])
 
 tile(rows, [*(f"call {call + 1}" for call in shown_calls), "result"], row_titles).save(output)

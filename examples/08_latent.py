@@ -2,10 +2,10 @@
 
     python examples/08_latent.py -o runs/08_latent.png
 
-The autoencoder and the model are linear and fitted here: principal components of patches, and the Gaussian
-of the latents, whose ideal denoiser is known. So there is no training to wait for, and the pictures, clouds
-of Gaussian noise, are ones for which such a model is right. With a trained autoencoder and a trained model
-only `encode`, `decode` and `model_fn` change.
+The example needs no training, because it fits a linear autoencoder and a linear model. The autoencoder
+uses the principal components of patches. The model is the ideal denoiser of the latents' Gaussian. Such a
+model is correct for the pictures of this example, which are clouds of Gaussian noise. With a trained
+autoencoder and a trained model, only `encode`, `decode` and `model_fn` change.
 """
 
 import argparse
@@ -27,7 +27,7 @@ output.parent.mkdir(parents=True, exist_ok=True)
 SIDE, FACTOR, CHANNELS = 32, 4, 8  # 32 x 32 pixels of 3 colours become 8 x 8 latents of 8 channels
 CELLS = SIDE // FACTOR
 
-# Pictures: clouds, nearly all of them within [-1, 1].
+# The pictures: clouds, with nearly all values within [-1, 1].
 rng = np.random.default_rng(0)
 places = np.stack(np.indices((SIDE, SIDE)), -1).reshape(-1, 2)
 distances = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -39,7 +39,7 @@ pictures = (smooth @ noise @ colours.T).reshape(-1, SIDE, SIDE, 3)
 train, test = pictures[:-2], pictures[-2:]
 
 
-# The autoencoder: each latent is made of the pixels of its own cell, by their principal components.
+# The autoencoder: each latent contains the principal components of the pixels of its own cell.
 def split_into_cells(images):  # [..., H, W, 3] -> [..., H/4, W/4, 48]
     images = images.reshape(*images.shape[:-3], CELLS, FACTOR, CELLS, FACTOR, 3)
     return images.swapaxes(-4, -3).reshape(*images.shape[:-5], CELLS, CELLS, FACTOR * FACTOR * 3)
@@ -62,20 +62,20 @@ def decode(latents):
     return join_cells(latents @ components.T)
 
 
-# The scale: a diffusion model wants data of a standard deviation of about 1/2 (pictures in [-1, 1]) to 1
-# (published latent models); one that is trained already says which (`scaling_factor` in its vae's config).
+# The scale: a diffusion model needs data with a standard deviation of about 1/2 (pictures in [-1, 1]) to 1
+# (published latent models). A published model gives its scale as `scaling_factor` in its vae's config.
 latents = encode(train)
 scale = 1 / latents.std()
 
-# The model: the ideal noise prediction for the Gaussian of the latents. It sees independent directions, the
-# eigenvectors, in each of which x = sqrt(abar) x0 + sqrt(1 - abar) eps is a sum of two Gaussians.
+# The model: the ideal noise prediction for the Gaussian of the latents. The eigenvectors of the covariance
+# are independent directions. In each, x = sqrt(abar) x0 + sqrt(1 - abar) eps is a sum of two Gaussians.
 flat = scale * latents.reshape(len(latents), -1)
 covariance = np.cov(flat.T)
 variances, directions = np.linalg.eigh(covariance)
 params = {"mean": jnp.asarray(flat.mean(0)), "variances": variances, "directions": directions}
 params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
-# No clipping: latents have no limits as pixels have.
+# Do not clip: latents are not limited to a range, unlike pixels.
 state = rp.create_state(rp.RePaintSchedulerConfig(clip_sample=False))
 state = rp.set_timesteps_for_budget(state, 128)
 
@@ -88,19 +88,19 @@ def model_fn(params, sample, timestep):
     return (eps @ params["directions"].T).reshape(sample.shape)
 
 
-# The recipe.
+# The inpainting of pixels with a latent model.
 def inpaint_pixels(image, mask, num_samples, key):
-    blank = np.where(mask == 1, image, 0)  # what was in the hole must not reach the latents
+    blank = np.where(mask == 1, image, 0)  # the pixels in the hole must not reach the latents
     known = jnp.asarray(scale * encode(blank))
     known = jnp.broadcast_to(known, (num_samples, *known.shape))
-    latent_mask = rp.masks.downsample(mask, FACTOR)  # margin=1 or more for an encoder that looks further
+    latent_mask = rp.masks.downsample(mask, FACTOR)  # use margin=1 or more if the encoder looks further
     keys = jax.random.split(key, num_samples)
     filled = rp.inpaint(state, model_fn, params, known, latent_mask[None], keys)
     decoded = decode(np.asarray(filled) / scale)
     return np.where(mask == 1, image, decoded), decoded, latent_mask
 
 
-# The answer, which only a linear model has: the mean of the missing latents given the known ones.
+# The exact answer, which only a linear model has: the mean of the missing latents given the known ones.
 def exact_mean(image, mask):
     known = scale * encode(image)
     is_known = np.broadcast_to(rp.masks.downsample(mask, FACTOR) == 1, known.shape).ravel()
@@ -112,7 +112,7 @@ def exact_mean(image, mask):
 
 
 box = np.ones((SIDE, SIDE, 1), np.float32)
-box[8:24, 12:28] = 0  # whole cells; the strokes cut some, whose other pixels the model does not see
+box[8:24, 12:28] = 0  # whole cells; the strokes cut cells, whose known pixels the model does not see
 strokes = np.asarray(rp.masks.wide(SIDE, SIDE, jax.random.key(9)))
 rows = []
 for image, mask in zip(test, (box, strokes), strict=True):
@@ -122,8 +122,8 @@ for image, mask in zip(test, (box, strokes), strict=True):
     error, spread = (filled.mean(0) - answer)[mask[..., 0] == 0], filled.std(0)[mask[..., 0] == 0]
     print(f"known pixels came back exactly: {exact}")
     print(
-        f"the mean of 64 samples is {np.sqrt(np.mean(error**2)):.3f} off the exact one; "
-        f"chance alone makes {np.sqrt(np.mean(spread**2) / 64):.3f}"
+        f"the mean of 64 samples differs by {np.sqrt(np.mean(error**2)):.3f} from the exact mean; "
+        f"the expected random error is {np.sqrt(np.mean(spread**2) / 64):.3f}"
     )
     of_cells = np.repeat(np.repeat(latent_mask, FACTOR, 0), FACTOR, 1)
     rows.append(

@@ -1,13 +1,13 @@
-"""Compare inpaintings of held-out Fashion-MNIST images with what the training set itself has to offer.
+"""Compare inpaintings of held-out Fashion-MNIST images with images of the training set.
 
     python examples/evaluate_fashion_mnist.py /usr/share/datasets/fashion-mnist -o runs/evaluation
 
-evaluates as `repaint-jax evaluate` does, and adds two rows to its tables:
+This evaluates settings as `repaint-jax evaluate` does, and adds two rows to the tables:
 
-- `nearest`: the training images that are nearest on the known pixels, of all 60,000;
+- `nearest`: those of the 60,000 training images that are nearest on the known pixels.
 - `mean`: the mean of the training images.
 
-Two CPU cores are best used by two processes, with other settings or masks each:
+To use two CPU cores, run two processes with different settings or masks:
 `XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python ...`.
 """
 
@@ -47,11 +47,11 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[64],
-        help="of all, or of each setting and the two rows",
+        help="for all, or for each setting and the two rows",
     )
-    parser.add_argument("--num-samples", type=int, default=8, help="of an image")
+    parser.add_argument("--num-samples", type=int, default=8, help="number of samples per image")
     parser.add_argument(
-        "--scores", type=Path, help="scores.csv of an earlier run: what it holds is not made again"
+        "--scores", type=Path, help="scores.csv of an earlier run, whose scores are not computed again"
     )
     options = parser.parse_args()
     names = [*options.settings, "nearest", "mean"]
@@ -88,7 +88,7 @@ def mean_image(train: Images, batch: MaskedBatch) -> Images:
 
 
 def nearest(train: Images, count: int, batch: MaskedBatch) -> Images:
-    """Training images nearest to the images on their known pixels."""
+    """Return the training images that are nearest to each image on its known pixels."""
 
     def of_image(image: Images, mask: Images) -> Images:
         known = np.broadcast_to(mask, image.shape) == 1

@@ -2,8 +2,8 @@
 
     python examples/inpaint_celebahq.py face.png mask.png filled.png
 
-Black pixels of the mask are filled. The first run downloads 455 MB into the hub's cache. The 64 model calls
-take a CPU minutes; the paper's 2,410 (`num_inference_steps=250, eta=1.0`) take it hours.
+Black pixels of the mask are filled. The first run downloads 455 MB into the hub's cache. On a CPU, the 64
+model calls take minutes. The paper's 2,410 (`num_inference_steps=250, eta=1.0`) take hours.
 """
 
 import sys

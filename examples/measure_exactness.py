@@ -1,23 +1,24 @@
-"""Measure how far samplers are from posteriors that are known, over the number of model calls.
+"""Measure the distance of samplers' results from known posteriors, over the number of model calls.
 
     python examples/measure_exactness.py --plot exactness.png
 
-prints a Markdown table and draws it. The problems are inpainting with priors whose ideal denoiser is
-known, so that there is no network whose errors would be measured instead:
+This prints a Markdown table and draws it. The problems are inpainting with priors whose ideal denoiser is
+known, so the errors of a network do not affect the measurement:
 
 - Gaussian priors (signals of 32 pixels and images of 6x6 and 8x8, three kernels, correlation lengths of 2
   to 12 pixels, standard deviations of 0.2 to 0.6, offsets, the six masks of the paper). Without clipping
-  every transition is affine; its matrices are read off the library's own code, and mean and covariance
-  pushed through the whole chain. The error is the squared Wasserstein-2 distance to the posterior, divided
-  by the trace of the posterior's covariance. No sampling, no floor.
-- Mixtures of 3 to 8 Gaussians in 16 dimensions, every third of them with modes far apart. The error is the
+  every transition is affine. The script takes the matrices of each transition from the library's own code
+  by differentiation, and propagates mean and covariance through the whole chain. The error is the squared
+  Wasserstein-2 distance to the posterior, divided by the trace of the posterior's covariance. It involves
+  no sampling, so it has no floor.
+- Mixtures of 3 to 8 Gaussians in 16 dimensions. Every third mixture has modes far apart. The error is the
   sliced Wasserstein-2 distance of samples to samples of the posterior, divided by the posterior's standard
-  deviation; the distance between two sets of posterior samples, the floor, is subtracted from the squares,
-  and what is left is never called less than half of the floor.
+  deviation. The distance between two sets of posterior samples, the floor, is subtracted from the squares.
+  The error is at least half of the floor.
 
 Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1)
 on the same problem. The constants of the call budget, in `repaint_jax.sampling`, were chosen on other
-problems of these kinds, seeds from 100 on among them; those from 0 on, the default here, were not looked at.
+problems of these kinds, including seeds from 100 on. Seeds from 0 on, the default, were not looked at.
 """
 
 import argparse
@@ -38,25 +39,25 @@ from repaint_jax.sampling.repaint_transition import reverse_transition
 
 PAPER = "the paper's setting"
 BUDGETS = (16, 32, 64, 128, 256, 602, 1200, 2410, 5000)
-NUM_SAMPLES = 4000  # of a mixture's posterior
+NUM_SAMPLES = 4000  # samples of a mixture's posterior
 MASKS = ("wide", "narrow", "super-resolution", "alternating lines", "half", "expand")
 
 
 class Problem(NamedTuple):
-    """A prior, a mixture of Gaussians that share their eigenvectors, and an image with a hole."""
+    """A prior and an image with a hole. The prior is a mixture of Gaussians with the same eigenvectors."""
 
     weights: np.ndarray  # [K]
     means: np.ndarray  # [K, d]
-    eigenvalues: np.ndarray  # [K, d], of the covariances
-    eigenvectors: np.ndarray  # [d, d], in columns
+    eigenvalues: np.ndarray  # [K, d], eigenvalues of the covariances
+    eigenvectors: np.ndarray  # [d, d], one in each column
     image: np.ndarray  # [d]
     mask: np.ndarray  # [d], 1 keeps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gaussians", type=int, default=24, help="how many")
-    parser.add_argument("--mixtures", type=int, default=12, help="how many")
+    parser.add_argument("--gaussians", type=int, default=24, help="number of Gaussian priors")
+    parser.add_argument("--mixtures", type=int, default=12, help="number of mixtures")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--beta-schedule", default="linear")
@@ -187,7 +188,7 @@ def denoise(problem: Problem, signal: jax.Array, noise: jax.Array, sample: jax.A
 
 
 class Sampler(NamedTuple):
-    """A chain as its transition and a row of coefficients for each model call."""
+    """A chain: its transition, and a row of coefficients for each model call."""
 
     name: str
     config: rp.RePaintSchedulerConfig
@@ -198,7 +199,7 @@ class Sampler(NamedTuple):
 
 
 def samplers(betas: dict[str, Any], budgets: Sequence[int]) -> Iterator[Sampler]:
-    """The first is the paper's setting, that all are compared with."""
+    """Yield the samplers. The first is the paper's setting, with which the others are compared."""
     config = partial(rp.RePaintSchedulerConfig, clip_sample=False, **betas)
     official = rp.RePaintSchedulerConfig.paper(clip_sample=False, variance_type="fixed_small", **betas)
     upstream = rp.RePaintSchedulerConfig.diffusers(clip_sample=False, **betas)
@@ -216,7 +217,7 @@ def samplers(betas: dict[str, Any], budgets: Sequence[int]) -> Iterator[Sampler]
 
 
 def resampling(name: str, config: rp.RePaintSchedulerConfig, *schedule: int) -> Sampler:
-    with warnings.catch_warnings(action="ignore"):  # of 64 steps, which start at 945 of 1000
+    with warnings.catch_warnings(action="ignore"):  # 64 steps warn that they start at 945 of 1000
         state = rp.set_timesteps(rp.create_state(config), *schedule)
     return as_sampler(name, state, resampling_transition, rows_of(state))
 
@@ -235,7 +236,7 @@ def correlated_transition(config, row, *arrays):
 
 
 def white_renoising(config: rp.RePaintSchedulerConfig, num_model_calls: int) -> Sampler:
-    """RePaint's own update, denoise and renoise with white noise, on the levels of the budget."""
+    """Return RePaint's own update on the noise levels of the budget: denoise, then add white noise."""
     budget = call_budget(config, num_model_calls)
     signal, noise, next_signal, next_noise = budget.rows[1:5]
     below = np.exp(-6.5 / num_model_calls**0.5) * next_signal * noise / signal
@@ -264,7 +265,7 @@ def as_sampler(name, state, transition, rows) -> Sampler:
 
 
 def model_call(transition, config, problem, alphas_cumprod, row, sample, previous_z, z):
-    """One iteration of the chain, with the problem's ideal denoiser."""
+    """Run one iteration of the chain with the problem's ideal denoiser."""
     timestep = jax.tree.leaves(row)[0]
     signal, noise = jnp.sqrt(alphas_cumprod[timestep]), jnp.sqrt(1 - alphas_cumprod[timestep])
     eps = (sample - signal * denoise(problem, signal, noise, sample)) / noise
@@ -275,7 +276,7 @@ def model_call(transition, config, problem, alphas_cumprod, row, sample, previou
 
 
 def gaussian_error(problem: Problem, sampler: Sampler) -> float:
-    """Squared Wasserstein-2 distance of the chain's output to the posterior, over the posterior's trace."""
+    """Return the squared Wasserstein-2 distance to the posterior, divided by the posterior's trace."""
     mean, covariance = map(
         np.asarray,
         output_distribution(
@@ -293,7 +294,7 @@ def gaussian_error(problem: Problem, sampler: Sampler) -> float:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def output_distribution(transition, config, problem, alphas_cumprod, rows):
-    """Push mean and covariance of (sample, previous noise) through every transition."""
+    """Propagate the mean and covariance of (sample, previous noise) through every transition."""
     size = len(problem.image)
     zeros = (jnp.zeros(size),) * 3
 
@@ -306,14 +307,14 @@ def output_distribution(transition, config, problem, alphas_cumprod, rows):
         mean = carried @ mean + jnp.append(step(*zeros), zeros[0])
         return (mean, carried @ covariance @ carried.T + drawn @ drawn.T), None
 
-    # The chain starts from standard noise, and from no previous noise.
+    # The chain starts from standard noise, with a previous noise of zero.
     start = jnp.zeros(2 * size), jnp.diag(jnp.append(jnp.ones(size), zeros[0]))
     (mean, covariance), _ = jax.lax.scan(push, start, rows)
     return mean[:size], covariance[:size, :size]
 
 
 def posterior(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights [K], means [K, m] and covariances [K, m, m] of the missing pixels given the known ones."""
+    """Return weights [K], means [K, m] and covariances [K, m, m] of the missing pixels given the others."""
     known, missing = problem.mask == 1, problem.mask == 0
     covariances = (problem.eigenvectors * problem.eigenvalues[:, None]) @ problem.eigenvectors.T
     log_weights, means, conditional = [], [], []
@@ -335,7 +336,7 @@ def matrix_root(matrix: np.ndarray) -> np.ndarray:
 
 
 def mixture_error(problem: Problem, sampler: Sampler) -> float:
-    """Sliced Wasserstein-2 distance to the posterior over its standard deviation, less its floor."""
+    """Return the sliced Wasserstein-2 distance to the posterior over its deviation, less the floor."""
     missing = problem.mask == 0
     samples = draw(
         sampler.transition, sampler.config, problem, sampler.alphas_cumprod, sampler.rows, jax.random.key(0)
@@ -347,7 +348,7 @@ def mixture_error(problem: Problem, sampler: Sampler) -> float:
 
 
 def mixture_floor(problem: Problem) -> float:
-    """Half of that distance between two sets of the posterior's own samples."""
+    """Return half of that distance between two sets of samples of the posterior."""
     target, other = (posterior_samples(problem, seed) for seed in (0, 1))
     return (sliced_wasserstein2_squared(other, target) / target.var(0).mean() / 4) ** 0.5
 

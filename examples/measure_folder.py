@@ -1,9 +1,10 @@
-"""Compare the time of `inpaint_folder` with that of the model calls it makes.
+"""Compare the time of `inpaint_folder` with the time of its model calls.
 
     python examples/measure_folder.py
 
-inpaints 200 pictures, the bundled ones over and over, from files to files, and makes the same number of
-bare calls of the bundled network on batches of the same size, in turns, after one turn to compile.
+This inpaints 200 pictures, copies of the bundled ones, from files to files. Alternately, it makes the same
+number of bare calls of the bundled network on batches of the same size. The first turn compiles and is not
+counted.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> None:
         half = np.asarray(rp.masks.half(*pipe.image_shape[:2]))[..., 0]
         Image.fromarray((255 * half).astype(np.uint8)).save(work / "mask.png")
         seconds: dict[str, list[float]] = {"bare model calls": [], "folder": []}
-        for _ in range(1 + options.repeats):  # the first compiles
+        for _ in range(1 + options.repeats):  # the first turn compiles
             for kind, run in zip(seconds, (bare_calls, folder), strict=True):
                 shutil.rmtree(work / "results", ignore_errors=True)
                 start = time.perf_counter()
@@ -75,7 +76,7 @@ def main() -> None:
     for kind, shortest in best.items():
         print(f"{kind}: {shortest:.2f} s, {calls / shortest:.0f} pictures x calls a second")
     ratio = best["bare model calls"] / best["folder"]
-    print(f"throughput of the folder over that of its model calls: {ratio:.3f}")
+    print(f"throughput of the folder divided by that of its model calls: {ratio:.3f}")
 
 
 if __name__ == "__main__":

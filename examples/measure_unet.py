@@ -1,8 +1,8 @@
-"""Print what one call of a UNet2D costs: parameters, floating point operations, seconds, memory.
+"""Print the cost of one call of a UNet2D: parameters, floating point operations, seconds, memory.
 
     python examples/measure_unet.py examples/celebahq_unet.json --dtype bfloat16
 
-The weights are random; a published model of the same architecture costs the same.
+The weights are constants. A published model of the same architecture has the same cost.
 """
 
 import argparse

@@ -5,11 +5,11 @@
     npm pack emoji-datasource-google@16.0.0 && tar xzf emoji-datasource-google-16.0.0.tgz -C google
     python examples/split_emoji.py runs/emoji fluent/package/assets google/package/img/google/64
 
-copies the pictures (Fluent: MIT licence; Google's Noto: Apache-2.0) into runs/emoji/train and
-runs/emoji/held_out, each set into a numbered folder. A file's name is its code points. Emoji that differ in
-skin tone, gender or age only are one kind, and a kind is on one side in every set: one in ten is held out,
-with one picture of each set. A kind has at most six pictures of a set in training, so that people, who come
-in up to 18 variants, do not outnumber everything else.
+This copies the pictures (Fluent: MIT licence; Google's Noto: Apache-2.0) into runs/emoji/train and
+runs/emoji/held_out, with a numbered folder for each set. A file's name consists of its code points. Emoji
+that differ only in skin tone, gender or age are one kind. All pictures of a kind, in every set, are on the
+same side. One kind in ten is held out, with one picture from each set. For training, a kind has at most six
+pictures from each set, so that people, who have up to 18 variants, do not outnumber everything else.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def digest(name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a package's folder of pictures")
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="folder of a package's pictures")
     options = parser.parse_args()
 
     for number, pictures in enumerate(options.sets, start=1):

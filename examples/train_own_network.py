@@ -1,10 +1,11 @@
-"""Train a network of your own on a folder of pictures, then inpaint with it.
+"""Train your own network on a folder of pictures, then inpaint with it.
 
     python examples/train_own_network.py /usr/share/datasets/fashion-mnist --train-steps 2000
 
-What `repaint-jax train` does for a UNet2D, for any Flax NNX module: `training.train` wants no more than a
-`model_fn(params, sample, timesteps)` and its initial params. Stopped and started again, it goes on from its
-last checkpoint. Writes inpainted.png into the output folder.
+`repaint-jax train` trains a UNet2D. This script does the same for any Flax NNX module, because
+`training.train` needs only a `model_fn(params, sample, timesteps)` and its initial params. The same command
+resumes a run that was stopped from its last checkpoint. The script writes inpainted.png into the output
+folder.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from repaint_jax.training import TrainingConfig, train
 
 
 class DilatedNetwork(nnx.Module):
-    """Convolutions whose reach grows, each told the timestep."""
+    """Convolutions with dilations of up to 8. Each layer gets the timestep."""
 
     def __init__(self, channels: int, width: int = 32, *, rngs: nnx.Rngs):
         self.first = nnx.Conv(channels, width, (3, 3), rngs=rngs)
@@ -46,7 +47,7 @@ class DilatedNetwork(nnx.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder of pictures, or of Fashion-MNIST's idx.gz files")
+    parser.add_argument("data", type=Path, help="folder of pictures or with Fashion-MNIST's idx.gz files")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/own_network"))
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--train-steps", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""Find files in a local folder or on the Hugging Face hub; read and write JSON files; write files whole."""
+"""Find files in a folder or on the Hugging Face hub, read and write JSON, and write files atomically."""
 
 import hashlib
 import json
@@ -14,16 +14,18 @@ Config = TypeVar("Config")
 
 
 def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Return a folder; that of a hub's repository is in its cache, where missing files are downloaded to.
+    """Return a local folder, or download a repository of the hub and return its folder in the cache.
+
+    Files that are already in the cache are not downloaded again.
 
     Args:
-        path_or_repo: a folder here, or the name of a repository on the Hugging Face hub.
-        patterns: the files that are wanted from the hub, as `fnmatch` patterns of their paths.
+        path_or_repo: a local folder, or the name of a repository on the Hugging Face hub.
+        patterns: the files to download from the hub, as `fnmatch` patterns of their paths.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: it is no folder, and no repository that can be reached.
-        ImportError: it is no folder, and huggingface_hub is not installed.
+        FileNotFoundError: path_or_repo is not a folder, and not a repository that can be reached.
+        ImportError: path_or_repo is not a folder, and huggingface_hub is not installed.
     """
     folder = Path(path_or_repo)
     if folder.is_dir():
@@ -39,7 +41,7 @@ def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: st
         ) from None
     try:
         return Path(snapshot_download(folder.as_posix(), revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the client's own, or of whichever HTTP library it uses
+    except Exception as error:  # an error of the client or of the HTTP library that it uses
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise FileNotFoundError(
             f"{path_or_repo} is neither a folder here nor a repository that could be reached on the "
@@ -61,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
-    """Make a config of a JSON file; errors name the file."""
+    """Make a config from a JSON file. Error messages name the file."""
     content = read_json(path)
     try:
         return from_dict(content)
@@ -70,17 +72,17 @@ def read_config(path: Path, from_dict: Callable[[dict[str, Any]], Config]) -> Co
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object into a file, whose folder is created where it is missing."""
+    """Write a JSON object into a file, and create the file's folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write into, which takes its place at the end: whole or not at all.
+    """Provide a temporary file beside `path` that replaces `path` at the end (context manager).
 
-    Several threads, processes and hosts may write the same content at once, and then remove the
-    `unfinished_files` of killed ones.
+    `path` is written completely or not at all. Several threads, processes and hosts may write the same
+    content at the same time. They may then remove the `unfinished_files` of killed processes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{_digest(path)}.{uuid4().hex}.unfinished")
@@ -91,7 +93,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.exists():
-            return  # another one has written it, and removed this one with those of killed processes
+            return  # another process wrote `path`, and removed this file as an unfinished one
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
@@ -102,7 +104,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path` to write into, which takes its place at the end: whole or not at all."""
+    """Provide a temporary folder beside `path` that replaces `path` at the end (context manager).
+
+    `path` is written completely or not at all.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -115,7 +120,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def unfinished_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Find what killed processes have left of `whole_file`s of these paths."""
+    """Find the temporary files that killed processes have left in `whole_file` for these paths."""
     digests: dict[Path, set[str]] = {}
     for path in paths:
         digests.setdefault(path.parent, set()).add(_digest(path))
@@ -126,5 +131,5 @@ def unfinished_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> str:
-    """Stand for a file's name, which may be as long as a name can be."""
+    """Return a short hash of a file's name, because the name may already have the maximum length."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]

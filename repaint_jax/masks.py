@@ -1,7 +1,7 @@
 """The six masks of the RePaint paper (section 5), soft edges, and masks of latents.
 
-1 keeps a pixel, 0 inpaints it. Every mask is [height, width, 1] float32, to be broadcast over channels and
-batch.
+1 keeps a pixel, and 0 inpaints it. Every mask is [height, width, 1] float32, and broadcasts over channels
+and batch.
 """
 
 from functools import partial
@@ -61,7 +61,17 @@ NAMES = (*_FIXED, *_RANDOM)
 
 
 def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
-    """Return the mask that one of NAMES stands for; the fixed ones do not use the key."""
+    """Return the mask with one of the names in NAMES.
+
+    Args:
+        name: one of NAMES.
+        height: height of the mask.
+        width: width of the mask.
+        key: a key; only "wide" and "narrow" use it.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name in _FIXED:
         return _FIXED[name](height, width)
     if name in _RANDOM:
@@ -70,12 +80,16 @@ def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
 
 
 def feather(mask: jax.Array, radius: int) -> jax.Array:
-    """Soften the edges of a mask: kept pixels near the hole fade to it.
+    """Soften the edges of a mask: the values of kept pixels near the hole fall towards 0.
 
     Args:
         mask: [..., height, width, 1], floating, of zeros and ones. The hole stays 0.
-        radius: pixels that fade; at distance d <= radius from the hole, the larger of the distances in
-            rows and columns, the result is d / (radius + 1), beyond it 1.
+        radius: width of the soft edge in pixels. At a distance d <= radius from the hole the result is
+            d / (radius + 1), and further away it is 1. d is the larger of the distances in rows and in
+            columns.
+
+    Returns:
+        The soft mask, of the mask's shape and dtype.
     """
     _check_mask(mask)
     check_int("radius", radius, 0)
@@ -84,19 +98,24 @@ def feather(mask: jax.Array, radius: int) -> jax.Array:
 
 
 def downsample(mask: jax.Array, factor: int, margin: int = 0) -> jax.Array:
-    """Say which latents are known, those of a model that works on latents instead of pixels.
+    """Turn a mask of pixels into a mask of latents, for a model that works on latents.
 
-    A latent is known only if all the pixels of its cell are: one that saw part of the hole says something
-    about what was there.
+    A latent is known only if all pixels of its cell are known. A latent that was encoded from a part of the
+    hole would tell the model what was there.
 
     Args:
         mask: [..., H, W, 1], floating, of zeros and ones.
-        factor: pixels of a latent's cell, in rows and in columns; it divides H and W.
-        margin: latents that are unknown around those. Where an encoder looks beyond the cell, latents near
-            the hole saw it too; with a margin of as many latents as it looks beyond, none that did is kept.
+        factor: side of a latent's cell in pixels. It must divide H and W.
+        margin: number of further latents around the hole that are also unknown. An encoder that looks
+            beyond its cell sees the hole from latents nearby too. Set the margin to the number of latents
+            that the encoder looks beyond its cell, and no latent that saw the hole is kept.
 
     Returns:
-        [..., H / factor, W / factor, 1], of the mask's dtype.
+        The mask of latents, [..., H / factor, W / factor, 1], of the mask's dtype.
+
+    Raises:
+        ValueError: factor does not divide H and W, or the mask has a wrong shape.
+        TypeError: an argument has the wrong type or dtype.
 
     >>> downsample(half(8, 12), 4)[..., 0].tolist()
     [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
@@ -131,7 +150,7 @@ def _mask(height: int, width: int, keep: jax.Array) -> jax.Array:
     return jnp.broadcast_to(keep, (height, width)).astype(jnp.float32)[..., None]
 
 
-# Compiled as one: a single operation is quick to run and slow to compile.
+# Compiled as one function, because compiling each operation alone would take longer than running it.
 @partial(jax.jit, static_argnames=("height", "width", "strokes", "bends", "length", "thickness"))
 def _strokes(
     height: int,
@@ -143,13 +162,13 @@ def _strokes(
     length: float,
     thickness: tuple[float, float],
 ) -> jax.Array:
-    """Draw random polylines; lengths and thicknesses are shares of the shorter side."""
+    """Draw random polylines. Lengths and thicknesses are shares of the shorter side."""
     if is_key_vector(key):
         raise ValueError(f"key is a vector of {len(key)} keys, expected one")
     side = min(height, width)
     start_key, angle_key, length_key, thickness_key = jax.random.split(key, 4)
     start = jax.random.uniform(start_key, (strokes, 1, 2), jnp.float32) * jnp.array([height, width])
-    # A heading that wanders, so that a stroke bends instead of going back over itself.
+    # The heading is a random walk, so that a stroke bends instead of going back over itself.
     turns = jax.random.normal(angle_key, (strokes, bends), jnp.float32).at[:, 0].multiply(10.0)
     headings = jnp.cumsum(turns, axis=1)
     lengths = side * length * jax.random.uniform(length_key, (strokes, bends, 1), jnp.float32, minval=0.3)

@@ -1,4 +1,4 @@
-"""From pictures to inpainted pictures: a model, a scheduler and the loop in one object."""
+"""The pipeline: a model, its scheduler and the sampling loop in one object, for pictures and arrays."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ from repaint_jax.pictures.images import (
 from repaint_jax.sampling.budget_schedule import set_timesteps_for_budget
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.config import RePaintSchedulerConfig
-from repaint_jax.sampling.devices import free_devices, replicate, shard_batch
+from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
 from repaint_jax.sampling.inpaint import ChainCarry, ModelFn, continue_chain, inpaint, start_chain
 from repaint_jax.sampling.keys import sample_keys
 from repaint_jax.sampling.repaint_schedule import set_timesteps
@@ -35,27 +35,30 @@ _DIFFUSERS_SCHEDULE = {"num_inference_steps": 250, "eta": 0.0, "jump_length": 10
 
 
 class ImagePipelineOutput(NamedTuple):
-    """What a pipeline returns, named as in diffusers."""
+    """The output of a pipeline, with the field names of diffusers."""
 
     images: Any  # a list of PIL images, or an array [B * num_samples, H, W, C]
-    previews: Any = None  # where asked for: for each call such a list, or [calls, B * num_samples, H, W, C]
+    previews: Any = None  # with preview_calls: such a list per call, or [calls, B * num_samples, H, W, C]
 
 
 class WatchedPictures(NamedTuple):
-    """The pictures of a pipeline on their way; after the last model call, its results."""
+    """The predicted pictures after a model call; after the last call, the results."""
 
-    calls_done: int
-    num_model_calls: int
-    images: Any  # as ImagePipelineOutput's
+    calls_done: int  # model calls made so far
+    num_model_calls: int  # model calls of the whole chain
+    images: Any  # as in ImagePipelineOutput
 
 
 class _Chain(NamedTuple):
-    """What a call runs; rows beyond num_results are copies, so that devices have equally many."""
+    """The inputs of a chain.
 
-    # inpaint's: state, model_fn, params, images, masks, keys
+    Rows beyond num_results are copies of the last one, so that every device has the same number of rows.
+    """
+
+    # the arguments of `inpaint`: state, model_fn, params, images, masks, keys
     arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
     num_results: int
-    devices: list[jax.Device]  # that the rows are laid out over; none where params are sharded
+    devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +66,13 @@ class RePaintPipeline:
     """A model with the scheduler it was trained for.
 
     Attributes:
-        model_fn: `model_fn(params, sample, timestep)`; with a fourth argument, the class labels, where
-            unet_config is of a class-conditional model.
-        params: its parameters.
+        model_fn: the function `model_fn(params, sample, timestep)`. It takes the class labels as a fourth
+            argument if unet_config describes a class-conditional model.
+        params: the model's parameters.
         state: the scheduler's state, without a schedule.
-        image_shape: the model's [H, W, C].
-        unet_config: architecture of the `UNet2D` that model_fn runs; None for any other model.
-        classifier: of noisy pictures, for guidance.
+        image_shape: the shape [H, W, C] of the model's images.
+        unet_config: the architecture of the `UNet2D` that model_fn runs. None for any other model.
+        classifier: a classifier of noisy pictures, for guidance.
     """
 
     model_fn: Callable[..., jax.Array]
@@ -88,19 +91,25 @@ class RePaintPipeline:
         revision: str | None = None,
         classifier: str | Path | None = None,
     ) -> Self:
-        """Load a model of the kinds that are published.
+        """Load a pretrained model and its scheduler's settings.
+
+        `path_or_repo` is one of these:
+
+        - A diffusers folder of an unconditional or class-conditional `UNet2DModel`, with
+          `model_index.json`, `unet/` and `scheduler/`, or with all its files in one folder.
+        - A repository of the Hugging Face hub with the same layout. This needs huggingface_hub, and
+          respects its cache and HF_HUB_OFFLINE.
+        - A `.pt` checkpoint of guided-diffusion, the format of the official RePaint models. This needs
+          torch.
+        - A model of this package: "bundled/fashion_mnist", for which "bundled" is short, or
+          "bundled/emoji".
 
         Args:
-            path_or_repo: a diffusers folder of an unconditional or class-conditional `UNet2DModel`, with
-                `model_index.json`, `unet/` and `scheduler/`, or with all its files in one folder; a
-                repository of the Hugging Face hub of the same layout (which needs huggingface_hub and
-                heeds its cache and HF_HUB_OFFLINE); a `.pt` checkpoint of guided-diffusion, which the
-                official RePaint models are (which needs torch); or a model that is part of this
-                package, "bundled/fashion_mnist", also called "bundled", or "bundled/emoji".
-            dtype: of the model's parameters and arithmetic; float32 where it is None.
-            revision: branch, tag or commit on the hub.
-            classifier: a classifier of noisy pictures to guide with: guided-diffusion's `.pt` checkpoint,
-                or the folder that `repaint-jax convert` made of it.
+            path_or_repo: the model's folder, repository, checkpoint or bundled name.
+            dtype: the dtype of the model's parameters and arithmetic. float32 if None.
+            revision: the branch, tag or commit on the hub.
+            classifier: a classifier of noisy pictures, for guidance: a `.pt` checkpoint of
+                guided-diffusion, or the folder that `repaint-jax convert` made from it.
         """
         pipe = cls.from_unet2d(*load_pretrained(path_or_repo, dtype=dtype, revision=revision))
         if classifier is None:
@@ -109,13 +118,25 @@ class RePaintPipeline:
 
     @classmethod
     def from_unet2d(cls, unet: UNet2D, config: RePaintSchedulerConfig) -> Self:
-        """Put a model and the settings of its scheduler together."""
+        """Make a pipeline from a model and its scheduler's settings.
+
+        Args:
+            unet: the model.
+            config: the settings of the scheduler that the model was trained for.
+        """
         model_fn, params = nnx_model_fn(unet)
         image_shape = (*unet.config.height_and_width, unet.config.in_channels)
         return cls(model_fn, params, create_state(config), image_shape, unet.config)
 
     def with_classifier(self, classifier: UNet2DClassifier) -> Self:
-        """Return the pipeline with a classifier to guide with."""
+        """Return a copy of the pipeline that uses a classifier for guidance.
+
+        Args:
+            classifier: a classifier of noisy pictures, for pictures of the model's shape.
+
+        Raises:
+            ValueError: if the classifier takes pictures of another shape.
+        """
         shape = (*classifier.config.height_and_width, classifier.config.in_channels)
         if shape != self.image_shape:
             raise ValueError(
@@ -128,7 +149,15 @@ class RePaintPipeline:
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = np.float32) -> None:
-        """Write a folder that `from_pretrained` and diffusers' RePaintPipeline load."""
+        """Save the model in a folder that `from_pretrained` and diffusers' RePaintPipeline can load.
+
+        Args:
+            folder: the folder to write.
+            dtype: the NumPy dtype of the stored weights.
+
+        Raises:
+            ValueError: if the model is not a `UNet2D`.
+        """
         if self.unet_config is None:
             raise ValueError("unet_config is None, expected a pipeline of a UNet2D: only that can be saved")
         config = self.unet_config
@@ -159,48 +188,57 @@ class RePaintPipeline:
         preview_calls: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ImagePipelineOutput:
-        """Inpaint pictures; the arguments have the meaning they have in diffusers' RePaintPipeline.
+        """Inpaint pictures. The arguments have the same meaning as in diffusers' RePaintPipeline.
+
+        The schedule is a call budget of `num_model_calls` by default. If at least one of
+        `num_inference_steps`, `eta`, `jump_length` and `jump_n_sample` is given, the schedule is RePaint's
+        own, and the others have diffusers' defaults 250, 0, 10 and 10.
+
+        The output keeps the known pixels exactly, unless the schedule is RePaint's own and known_region is
+        "before_model". The 8-bit values of known pixels are those of the input in "pil", and in "np" after
+        multiplication by 255 and rounding.
 
         Args:
-            image: a PIL image (of 8 bits; converted between grey, palette and colour, transparency
-                dropped), an array (uint8, or floating in [-1, 1]; [H, W], [H, W, C] or a batch
-                [B, H, W, C]) or a list of them, each of the model's size.
-            mask_image: one mask for all images or one for each: white or 1 keeps, black or 0 inpaints.
-                Values are rounded at the middle of their range.
-            num_inference_steps: see `set_timesteps`, as for jump_length and jump_n_sample. Where one of
-                these four is given the chain is RePaint's, and the others are diffusers' 250, 0, 10 and
-                10; where none is, it is that of a call budget.
-            eta: share of DDPM's noise in a step, in [0, 1]; not that of the scheduler's config, but 0 where
-                it is not given.
-            jump_length: inference steps that a jump goes back up.
-            jump_n_sample: passes through each stretch of jump_length steps.
-            num_model_calls: the budget, instead of the four; see `set_timesteps_for_budget`.
-                DEFAULT_MODEL_CALLS where None.
-            state: a state with a schedule, such as `set_timesteps` returns, instead of all five.
-            key: a key, or a vector of keys, one for each image.
-            num_samples: results for each image; they follow one another in the output.
-            output_type: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax" (the same shape, in
-                [-1, 1]).
-            resize: resize PIL images and their masks, which must be of one size, to the model's size
-                whatever their proportions; otherwise another size is refused.
-            class_labels: one for all images or one for each, for a class-conditional model, a classifier or
-                both.
-            guidance_scale: how far to follow the classifier's gradient (0: not at all), cond_fn's, or, with
-                null_label, the class-conditional prediction (1: that prediction itself).
-            null_label: the label that a class-conditional model was trained with for "no class"; giving it
-                asks for classifier-free guidance.
-            cond_fn: `cond_fn(cond_params, sample, timestep)`, a gradient of log p(y | sample) to follow
-                instead of the classifier's; see `models.guidance.ClassifierGuidance`.
-            cond_params: what cond_fn gets as its first argument.
-            preview_calls: model calls whose predicted clean images to return as `previews`.
-            progress: called as `progress(calls_done)` after each model call.
-
-        Known pixels come back exactly, unless the schedule is RePaint's own and known_region is
-        "before_model": "pil", and "np" times 255 and rounded, hold the input's own 8-bit values.
+            image: a PIL image, an array, or a list of them, each of the model's size. PIL images must have
+                8 bits per channel. They are converted between grey, palette and colour, and their
+                transparency is dropped. Arrays are uint8, or floating in [-1, 1], of shape [H, W],
+                [H, W, C] or, for a batch, [B, H, W, C].
+            mask_image: one mask for all images, or one for each. White or 1 keeps a pixel, black or 0
+                inpaints it. Values are rounded at the middle of their range.
+            num_inference_steps: the number of inference steps T, see `set_timesteps`.
+            eta: the share of DDPM's noise in a step, in [0, 1]. 0 by default: the eta of the scheduler's
+                config is not used.
+            jump_length: the number of inference steps that a jump goes back, see `set_timesteps`.
+            jump_n_sample: the number of passes through each stretch of jump_length steps, see
+                `set_timesteps`.
+            num_model_calls: the call budget, instead of the four arguments of RePaint's schedule, see
+                `set_timesteps_for_budget`. DEFAULT_MODEL_CALLS if None.
+            state: a state with a schedule, for example from `set_timesteps`, instead of these five
+                arguments.
+            key: a key, or a vector of keys with one for each image.
+            num_samples: the number of results for each image. The results of an image are adjacent in the
+                output.
+            output_type: the kind of the output: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax"
+                (the same shape, in [-1, 1]).
+            resize: whether to resize PIL images and masks to the model's size. Proportions are not kept. An
+                image and its mask must have the same size. Without it, images of another size are refused.
+            class_labels: one label for all images or one for each, for a class-conditional model, a
+                classifier or both.
+            guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
+                cond_fn, where 0 means no guidance. With null_label, it weights the class-conditional
+                prediction, where 1 means that prediction itself.
+            null_label: the label that stood for "no class" when a class-conditional model was trained. If
+                it is given, classifier-free guidance is used.
+            cond_fn: a function `cond_fn(cond_params, sample, timestep)` that returns a gradient of
+                log p(y | sample), to use instead of the classifier's. See
+                `models.guidance.ClassifierGuidance`.
+            cond_params: the first argument of cond_fn.
+            preview_calls: the model calls whose predicted clean images are returned as `previews`.
+            progress: a function that is called as `progress(calls_done)` after each model call.
 
         Raises:
-            ValueError: on pictures and masks that do not fit the model or each other.
-            FloatingPointError: the result is not finite.
+            ValueError: if pictures and masks do not fit the model or each other.
+            FloatingPointError: if the result is not finite.
         """
         check_output_type(output_type, self.image_shape)
         chain = self._chain(
@@ -219,12 +257,13 @@ class RePaintPipeline:
             cond_params=cond_params,
         )
         num_results = chain.num_results
-        result, previews = inpaint(
-            *chain.arguments,
-            preview_calls=() if preview_calls is None else preview_calls,
-            progress=progress,
-        )
-        result, previews = _finite(result[:num_results]), previews[:, :num_results]
+        with mesh_of_devices(chain.devices):
+            result, previews = inpaint(
+                *chain.arguments,
+                preview_calls=() if preview_calls is None else preview_calls,
+                progress=progress,
+            )
+            result, previews = _finite(result[:num_results]), previews[:, :num_results]
         return ImagePipelineOutput(
             as_output(result, output_type),
             None if preview_calls is None else as_output(previews, output_type),
@@ -245,18 +284,29 @@ class RePaintPipeline:
         output_type: str = "pil",
         **options: Any,
     ) -> Iterator[WatchedPictures]:
-        """Inpaint pictures as a call does, and yield after every model call what they will be like.
+        """Inpaint pictures, and yield the predicted pictures after every model call.
 
-        Until the last call that is the predicted clean image, with the known pixels in it; then it is the
-        result of a call with the same arguments. To stop, take no more from the iterator.
+        Before the last call, these are the predicted clean images with the known pixels put in. After the
+        last call, they are the result of `pipe(...)` with the same arguments. Stop iterating to stop the
+        chain.
 
         Args:
-            image: as for a call, like the other named arguments.
+            image: the images, as for a call of the pipeline.
+            mask_image: the masks, as for a call of the pipeline.
+            num_inference_steps: the number of inference steps T, as for a call of the pipeline.
+            eta: the share of DDPM's noise in a step, as for a call of the pipeline.
+            jump_length: the number of inference steps that a jump goes back.
+            jump_n_sample: the number of passes through each stretch of jump_length steps.
+            key: a key, or a vector of keys with one for each image.
+            num_model_calls: the call budget, as for a call of the pipeline.
+            state: a state with a schedule, instead of the five arguments of a schedule.
+            output_type: the kind of the yielded images: "pil", "np" or "jax".
             options: `num_samples`, `resize`, `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and
-                `cond_params`.
+                `cond_params`, as for a call of the pipeline.
 
         Raises:
-            TypeError, ValueError: at once, as a call does.
+            TypeError: at once, as for a call of the pipeline.
+            ValueError: at once, as for a call of the pipeline.
         """
         check_output_type(output_type, self.image_shape)
         state = self._scheduled(
@@ -267,15 +317,19 @@ class RePaintPipeline:
     def _watched(self, chain: _Chain, output_type: str) -> Iterator[WatchedPictures]:
         state, *_, images, masks, keys = chain.arguments
         total = state.num_model_calls or 0
-        carry = start_chain(state, images, keys)
-        if chain.devices:
-            # Put where the calls put it: what lies elsewhere is compiled for once more.
-            samples = shard_batch((carry.sample, carry.memory), chain.devices)
-            carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
+        with mesh_of_devices(chain.devices):
+            carry = start_chain(state, images, keys)
+            if chain.devices:
+                # Place the carry where the calls place it. Another placement would compile once more.
+                samples = shard_batch((carry.sample, carry.memory), chain.devices)
+                carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
         for calls_done in range(1, total + 1):
-            carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
-            pictures = jnp.where(masks == 1, images, previews[0]) if calls_done < total else carry.sample
-            pictures = _finite(pictures[: chain.num_results])
+            with mesh_of_devices(chain.devices):
+                carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+                pictures = carry.sample
+                if calls_done < total:
+                    pictures = jnp.where(masks == 1, images, previews[0])
+                pictures = _finite(pictures[: chain.num_results])
             yield WatchedPictures(calls_done, total, as_output(pictures, output_type))
 
     def _chain(
@@ -292,7 +346,7 @@ class RePaintPipeline:
     ) -> _Chain:
         check_int("num_samples", num_samples, 1)
         images, masks = images_and_masks(image, mask_image, self.image_shape, resize=resize)
-        # Rows up to a multiple of the devices are filled with copies of the last one.
+        # Fill the rows up to a multiple of the number of devices with copies of the last one.
         num_results = len(images) * num_samples
         devices = free_devices(self.params)[:num_results]
         rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
@@ -305,7 +359,8 @@ class RePaintPipeline:
         keys = sample_keys(key, len(images), num_samples)
         batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
         if devices:
-            batch, params = shard_batch(batch, devices), replicate(params, devices)
+            batch = shard_batch(batch, devices)
+            state, params = replicate((state, params), devices)
         return _Chain((state, model_fn, params, *batch), num_results, devices)
 
     def set_timesteps(
@@ -317,7 +372,19 @@ class RePaintPipeline:
         *,
         num_model_calls: int | None = None,
     ) -> RePaintSchedulerState:
-        """Return the state with the schedule that a call with these arguments runs."""
+        """Return the state with the schedule that a call of the pipeline with these arguments uses.
+
+        Args:
+            num_inference_steps: the number of inference steps T, as for a call of the pipeline.
+            eta: the share of DDPM's noise in a step.
+            jump_length: the number of inference steps that a jump goes back.
+            jump_n_sample: the number of passes through each stretch of jump_length steps.
+            num_model_calls: the call budget, instead of the four arguments of RePaint's schedule.
+
+        Raises:
+            ValueError: if num_model_calls is given together with one of the others, or a value is out of
+                range.
+        """
         resampling = {
             "num_inference_steps": num_inference_steps,
             "eta": eta,
@@ -341,21 +408,27 @@ class RePaintPipeline:
     def _scheduled(
         self, state: RePaintSchedulerState | None, *arguments: Any, num_model_calls: int | None
     ) -> RePaintSchedulerState:
-        """Return the state that a call was given, or make the one that its other arguments ask for."""
+        """Return the given state, or make one from the arguments of a schedule."""
         if state is None:
             return self.set_timesteps(*arguments, num_model_calls=num_model_calls)
         if any(argument is not None for argument in (*arguments, num_model_calls)):
-            raise ValueError("state is given beside arguments of a schedule, expected one of the two")
+            raise ValueError(
+                "state is given together with arguments of a schedule, expected one of the two"
+            )
         schedule_of(state)
         return state
 
     @property
     def is_class_conditional(self) -> bool:
-        """Whether the model wants class labels."""
+        """Whether the model takes class labels."""
         return self.unet_config is not None and self.unet_config.is_class_conditional
 
     def digest(self) -> str:
-        """Return a digest of all that decides what the model makes, but for a model_fn of your own."""
+        """Return a digest of everything that determines the results, except your own model_fn.
+
+        It covers the scheduler's settings, the architecture, and the parameters of the model and of the
+        classifier.
+        """
         digest = hashlib.sha256(repr((self.state.config, self.unet_config)).encode())
         of_classifier = None if self.classifier is None else self.classifier.params
         for leaf in jax.tree.leaves((self.params, of_classifier)):
@@ -366,12 +439,13 @@ class RePaintPipeline:
     def guided_model(
         self, config: RePaintSchedulerConfig, class_labels: NDArray[np.int32] | None, **guidance: Any
     ) -> tuple[ModelFn, Any]:
-        """Return a model_fn and its params that do what a call with these arguments asks for.
+        """Return the model_fn and params that a call of the pipeline with these arguments uses.
 
         Args:
-            config: of the scheduler.
-            class_labels: one for each image of the batch, or None.
-            guidance: `guidance_scale`, `null_label`, `cond_fn` and `cond_params` of the call.
+            config: the settings of the scheduler.
+            class_labels: one label for each image of the batch, or None.
+            guidance: `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the
+                pipeline.
         """
         return guided_model(
             self.model_fn,

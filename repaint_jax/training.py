@@ -1,7 +1,7 @@
 """Train an unconditional diffusion model from images (Ho et al. 2020, arXiv 2006.11239, algorithm 1).
 
-Everything random in a step follows from the seed and the step's number, and everything that training
-changes is in `TrainState`, so a run that was stopped and resumed ends with the same weights.
+All randomness of a step is determined by the seed and the step's number, and `TrainState` holds everything
+that training changes. So a run that was stopped and resumed ends with the same weights.
 """
 
 import dataclasses
@@ -33,27 +33,28 @@ TIMESTEP_DENSITIES = ("uniform", "lognormal")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What a training run is made of; two runs with equal values give equal weights.
+    """The settings of a training run. Two runs with equal settings give equal weights.
 
     Attributes:
-        num_steps: optimiser steps in all.
-        batch_size: images a step.
-        learning_rate: the highest; reached by a linear warm-up, kept, and brought to zero by a cosine
-            over the last `decay_fraction` of the steps. A run stopped before the decay can therefore be
-            resumed with more steps.
-        warmup_steps: length of the warm-up.
-        decay_fraction: share of the steps, in [0, 1], over which the learning rate decays.
-        max_grad_norm: gradients are scaled down to this global norm.
-        ema_decay: decay of the moving average of the weights, which is what gets exported.
-        prediction_type: what the network learns: the noise, the clean sample, or
-            v = sqrt(abar) z - sqrt(1 - abar) x_0 (Salimans and Ho 2022, arXiv 2202.00512).
-        timestep_density: "uniform" as in DDPM, or "lognormal": ln sigma normal with mean -0.5 and
-            standard deviation 1.5, after Karras et al. 2022 (arXiv 2206.00364, table 1), with one step
-            in ten uniform so that no timestep is left untrained.
-        random_flip: mirror half of the images of an epoch, left to right.
-        random_shift: move every image by up to so many pixels along each axis, anew in every epoch; the
-            pixels of its edge are repeated.
-        seed: of the weights, the order of the images, the timesteps and the noise.
+        num_steps: the total number of optimiser steps.
+        batch_size: the number of images per step.
+        learning_rate: the highest learning rate. It is reached by a linear warm-up, stays constant, and
+            decays to zero along a cosine over the last `decay_fraction` of the steps. Therefore a run that
+            was stopped before the decay can be resumed with more steps.
+        warmup_steps: the number of steps of the warm-up.
+        decay_fraction: the share of the steps, in [0, 1], over which the learning rate decays.
+        max_grad_norm: the largest global norm of the gradients. Larger ones are scaled down to it.
+        ema_decay: the decay of the moving average of the weights. The averaged weights are exported.
+        prediction_type: the network's target: "epsilon" (the noise), "sample" (the clean sample) or
+            "v_prediction", v = sqrt(abar) z - sqrt(1 - abar) x_0 (Salimans and Ho 2022, arXiv 2202.00512).
+        timestep_density: the distribution of the training timesteps: "uniform" as in DDPM, or "lognormal",
+            in which ln sigma is normal with mean -0.5 and standard deviation 1.5, after Karras et al. 2022
+            (arXiv 2206.00364, table 1). One draw in ten of "lognormal" is uniform, so that no timestep is
+            left untrained.
+        random_flip: whether to mirror half of the images of each epoch, left to right.
+        random_shift: the largest shift of an image along each axis, in pixels. Every epoch draws new
+            shifts. The pixels of the edge are repeated.
+        seed: the seed of the weights, the order of the images, the timesteps and the noise.
     """
 
     num_steps: int = 20_000
@@ -94,16 +95,16 @@ class TrainingConfig:
 
 
 class TrainState(NamedTuple):
-    """All that training changes."""
+    """Everything that training changes."""
 
-    step: jax.Array  # [] int32: steps done
+    step: jax.Array  # [] int32, the number of steps done
     params: Params
     ema_params: Params
     opt_state: optax.OptState
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Linear warm-up, constant, cosine decay to zero."""
+    """Return the learning rate: linear warm-up, constant, cosine decay to zero."""
     last_at_highest = last_step_at_highest_rate(config.num_steps, config.decay_fraction)
     decay = optax.join_schedules(
         [
@@ -123,18 +124,18 @@ def last_step_at_highest_rate(num_steps: int, decay_fraction: float) -> int:
 
 
 def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam with clipped gradients."""
+    """Return Adam with clipped gradients."""
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, optax.adam(learning_rate_schedule(config)))
 
 
 def create_train_state(config: TrainingConfig, params: Params) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(jnp.int32(0), params, params, optimizer(config).init(params))
 
 
 def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probability of each training timestep under one of `TIMESTEP_DENSITIES`."""
+    """Return the probability of each training timestep under one of `TIMESTEP_DENSITIES`."""
     uniform = np.full(len(alphas_cumprod), 1 / len(alphas_cumprod))
     if density == "uniform":
         return uniform
@@ -148,7 +149,7 @@ def make_train_step(
 ) -> Callable[[TrainState, ArrayLike], tuple[TrainState, jax.Array]]:
     """Build the jitted `train_step(state, images) -> (state, loss)`.
 
-    `images` is [B, H, W, C], floating, in [-1, 1]; the loss is the mean squared error of the prediction.
+    `images` are [B, H, W, C], floating, in [-1, 1]. The loss is the mean squared error of the prediction.
     """
     tx = optimizer(config)
     signal = jnp.asarray(np.sqrt(alphas_cumprod), jnp.float32)
@@ -172,7 +173,7 @@ def make_train_step(
         loss, grads = jax.value_and_grad(loss_fn)(state.params, images, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Early on the average follows the weights closely instead of remembering their start.
+        # In early steps the average follows the weights closely, so that it forgets the initial weights.
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         return TrainState(state.step + 1, params, ema_params, opt_state), loss
@@ -183,7 +184,7 @@ def make_train_step(
 def batches(
     config: TrainingConfig, images: NDArray[np.uint8], first_step: int = 0
 ) -> Iterator[NDArray[np.float32]]:
-    """Batches in [-1, 1] from step `first_step` on, for ever; every epoch in an order of its own."""
+    """Yield batches in [-1, 1] without end, from step `first_step` on. Every epoch has a new order."""
     per_epoch = len(images) // config.batch_size
     epoch, position = divmod(first_step, per_epoch)
     while True:
@@ -201,7 +202,7 @@ def batches(
 
 
 def _shifted(pictures: NDArray[np.uint8], shifts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Move each picture [H, W, C] by its shift down and to the right."""
+    """Move each picture [H, W, C] down and to the right by its shift."""
     rows, columns = (np.arange(side) for side in pictures.shape[1:3])
     rows = np.clip(rows - shifts[:, :1], 0, len(rows) - 1)
     columns = np.clip(columns - shifts[:, 1:], 0, len(columns) - 1)
@@ -221,28 +222,32 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
-    """Train from the newest checkpoint in `checkpoint_dir`, or from `params` where there is none.
+    """Train from the newest checkpoint in `checkpoint_dir`, or from `params` if there is no checkpoint.
 
-    Every batch is divided among the local devices, which add up their gradients. Their number changes
-    results by rounding only, as sums are taken in another order.
+    Every batch is divided among the local devices, and their gradients are summed. The number of devices
+    changes the results only by rounding, because sums are taken in another order.
 
     Args:
-        config: the run; after a resume only `num_steps` may differ, and only before its decay began.
-        model_fn: `model_fn(params, sample, timesteps)`, samples [B, H, W, C], timesteps [B] int32.
-        params: initial weights.
-        images: [N, H, W, C] uint8.
-        alphas_cumprod: [num_train_timesteps], decreasing in (0, 1).
-        checkpoint_dir: where Orbax keeps the last two states.
-        checkpoint_every: steps between checkpoints; the last step is always one.
-        on_step: called as `on_step(steps_done, loss)` after each step.
-        on_checkpoint: called after each checkpoint, for instance to draw samples.
+        config: the settings of the run. When a run is resumed, only `num_steps` may differ, and only before
+            the learning rate has begun to decay.
+        model_fn: the function `model_fn(params, sample, timesteps)`, with samples [B, H, W, C] and
+            timesteps [B] int32.
+        params: the initial weights.
+        images: the training images, [N, H, W, C] uint8.
+        alphas_cumprod: abar of each training timestep, [num_train_timesteps], decreasing in (0, 1).
+        checkpoint_dir: the folder in which Orbax keeps the last two states.
+        checkpoint_every: the number of steps between checkpoints. The last step always makes one.
+        on_step: a function that is called as `on_step(steps_done, loss)` after each step.
+        on_checkpoint: a function that is called as `on_checkpoint(state)` after each checkpoint, for
+            example to draw samples.
 
     Returns:
-        The state after `config.num_steps` steps; `ema_params` are the weights to use.
+        The state after `config.num_steps` steps. Use its `ema_params` as the trained weights.
 
     Raises:
-        ValueError: on images that are too few, and more steps done already than num_steps.
-        FloatingPointError: the loss is not finite; the last checkpoint is of before.
+        ValueError: if there are fewer images than batch_size, if batch_size is not a multiple of the number
+            of devices, or if more than num_steps steps are already done.
+        FloatingPointError: if the loss is not finite. The last checkpoint is from before that step.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     check_batches(config, images)
@@ -262,7 +267,7 @@ def train(
         ):
             state, mean_loss = train_step(state, shard_batch(batch))
             done, loss = step + 1, float(mean_loss)
-            if not math.isfinite(loss):  # before a checkpoint replaces the last good one
+            if not math.isfinite(loss):  # checked before a checkpoint replaces the last good one
                 raise FloatingPointError(f"the loss is {loss} in step {done}, expected a finite number")
             if on_step is not None:
                 on_step(done, loss)
@@ -274,7 +279,7 @@ def train(
 
 
 def check_batches(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
-    """Refuse images that make no batch, and batches that the devices cannot divide among them."""
+    """Raise if there are too few images for a batch, or the devices cannot divide a batch evenly."""
     if config.batch_size % jax.local_device_count():
         raise ValueError(
             f"batch_size is {config.batch_size}, expected a multiple of the "
@@ -285,7 +290,7 @@ def check_batches(config: TrainingConfig, images: NDArray[np.uint8]) -> None:
 
 
 def check_steps_left(num_steps: int, steps_done: int) -> None:
-    """Refuse a run that is to be shorter than it is already."""
+    """Raise if more than num_steps steps are already done."""
     if steps_done > num_steps:
         raise ValueError(
             f"num_steps is {num_steps}, expected at least the {steps_done} steps that are done"

@@ -1,4 +1,4 @@
-"""A training run in a folder, as `repaint-jax train` makes it: record, log, samples and the model."""
+"""Train a `UNet2D` in a folder with settings, checkpoints, log and samples, as `repaint-jax train` does."""
 
 import dataclasses
 import hashlib
@@ -47,20 +47,23 @@ def train_unet2d(
     initial_model: str | Path | None = None,
     checkpoint_every: int = 1000,
 ) -> Path:
-    """Train a `UNet2D` and export it, as `repaint-jax train` does; called again, it goes on.
+    """Train a `UNet2D` and export it, as `repaint-jax train` does.
+
+    If the folder holds an unfinished run with the same settings, the training resumes from its last
+    checkpoint.
 
     Args:
-        config: the run.
-        images: [N, H, W, C] uint8.
-        output: folder for `checkpoints/`, `samples/` (a grid drawn at each checkpoint), `log.csv`,
+        config: the settings of the run.
+        images: the training images, [N, H, W, C] uint8.
+        output: the folder for `checkpoints/`, `samples/` (a grid drawn at each checkpoint), `log.csv`,
             `training_config.json` and the exported `model/`.
-        unet_config: architecture; a small one that fits the images where None.
-        initial_model: start from the weights, architecture and noise schedule of this model, given as
-            to `RePaintPipeline.from_pretrained`.
-        checkpoint_every: steps between checkpoints.
+        unet_config: the architecture. If None, `small_unet_config` for the images.
+        initial_model: a model to start from, as in `RePaintPipeline.from_pretrained`. The run takes its
+            weights, architecture and noise schedule.
+        checkpoint_every: the number of steps between checkpoints.
 
     Returns:
-        Folder of the exported model, in diffusers' layout.
+        The folder of the exported model, in diffusers' layout.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
@@ -82,7 +85,7 @@ def train_unet2d(
     (output / "samples").mkdir(exist_ok=True)
 
     def draw_samples(state: TrainState) -> None:
-        # Inpainting where nothing is known is sampling from the prior.
+        # Inpainting without known pixels samples from the prior.
         nothing = jnp.zeros((16, *images.shape[1:]))
         ema_params = replicate(state.ema_params, jax.local_devices()[:1])
         samples = inpaint(sampler, model_fn, ema_params, nothing, nothing, seed_key(config.seed))
@@ -127,7 +130,7 @@ def train_unet2d(
 
 
 def small_unet_config(image_shape: tuple[int, ...]) -> UNet2DConfig:
-    """Return an architecture of three levels for images whose sides are multiples of four."""
+    """Return a small architecture of three levels. The images' sides must be multiples of four."""
     height, width, channels = image_shape
     if height % 4 or width % 4:
         raise ValueError(f"images are {height}x{width}, expected sides that are multiples of 4")
@@ -150,12 +153,12 @@ def _initial_model(
     unet_config: UNet2DConfig | None,
     initial_model: str | Path | None,
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
-    """Make or load the model that a run starts from, and see that it fits the images."""
+    """Make or load the model that a run starts from, and check that it fits the images."""
     if initial_model is None:
         unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(seed_key(config.seed)))
         scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
     elif unet_config is not None:
-        raise ValueError("unet_config is given beside initial_model, expected one of the two")
+        raise ValueError("unet_config is given together with initial_model, expected one of the two")
     else:
         unet, scheduler_config = load_pretrained(initial_model)
         if scheduler_config.prediction_type != config.prediction_type:
@@ -186,10 +189,10 @@ def _initial_model(
 
 
 def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
-    """Write the run's settings beside its checkpoints, or refuse to go on with other ones.
+    """Write the run's settings next to its checkpoints, or raise if they differ from the recorded ones.
 
     Returns:
-        The steps that are done.
+        The number of steps done.
     """
     settings = json.loads(json.dumps(settings))
     path = output / "training_config.json"
@@ -197,7 +200,7 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
         (int(one.name) for one in (output / "checkpoints").glob("*") if one.name.isdecimal()), default=0
     )
     if path.exists() and steps_done:
-        # Runs begun before the last three were recorded may go on.
+        # Earlier versions did not record the last three sections. Their runs may still be resumed.
         before = {**settings, **read_json(path)}
         for section in settings:
             for name, value in settings[section].items():
@@ -205,7 +208,7 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
                 if name != "num_steps" and earlier != value:
                     raise ValueError(
                         f"{output} holds a run with {name}={earlier!r}, expected the "
-                        f"same to go on with it, not {value!r}"
+                        f"same to resume it, not {value!r}"
                     )
         check_steps_left(settings["training"]["num_steps"], steps_done)
         _check_extended(before["training"], settings["training"]["num_steps"], steps_done)
@@ -215,17 +218,17 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
 
 
 def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> None:
-    """Refuse to lengthen a run whose learning rate has begun to fall to the end that it had."""
+    """Raise if a run would become longer although its learning rate has already begun to decay."""
     last_at_highest = last_step_at_highest_rate(before["num_steps"], before["decay_fraction"])
     if num_steps > before["num_steps"] and steps_done > last_at_highest + 1:
         raise ValueError(
             f"num_steps is {num_steps}, expected the run's own {before['num_steps']}: after {steps_done} "
-            "steps its learning rate has begun to decay (`initial_model` starts a run from its model)"
+            "steps its learning rate has begun to decay (`initial_model` starts a new run from its model)"
         )
 
 
 def _forget_later_steps(log: Path, steps_done: int) -> None:
-    """Remove what a run that was killed has logged after its last checkpoint, from where it goes on."""
+    """Remove the log's rows after the last checkpoint, from which a killed run resumes."""
     if not log.exists():
         return
     head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)

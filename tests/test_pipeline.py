@@ -392,7 +392,7 @@ def test_a_prepared_schedule_makes_what_its_arguments_make(pipe, pixels, keep, s
 
 
 def test_a_prepared_schedule_beside_other_arguments_or_without_calls_is_refused(pipe, pixels, keep):
-    with pytest.raises(ValueError, match="state is given beside arguments of a schedule, expected one of"):
+    with pytest.raises(ValueError, match="state is given together with arguments of a schedule, expected"):
         pipe(pixels, keep, state=pipe.set_timesteps(num_model_calls=9), num_model_calls=9, key=KEY)
     with pytest.raises(ValueError, match="state has no schedule, expected one from set_timesteps"):
         pipe(pixels, keep, state=pipe.state, key=KEY)

@@ -354,7 +354,7 @@ def test_run_from_a_model_refuses_another_prediction_and_another_architecture(
     v_prediction = dataclasses.replace(CONFIG, prediction_type="v_prediction")
     with pytest.raises(ValueError, match="'v_prediction', expected that of initial_model, 'epsilon'"):
         train_unet2d(v_prediction, images, run, initial_model=initial)
-    with pytest.raises(ValueError, match="unet_config is given beside initial_model"):
+    with pytest.raises(ValueError, match="unet_config is given together with initial_model"):
         train_unet2d(CONFIG, images, run, initial_model=initial, unet_config=unet_config)
 
 

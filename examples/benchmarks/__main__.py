@@ -1,11 +1,11 @@
-"""Measure what surrounds a model call and what is in it.
+"""Measure the time and memory of model calls and of the code around them.
 
     python examples/benchmarks
     python examples/benchmarks loop memory
 
-prints a Markdown table, a row for each comparison: two things that were timed alternately in one run, and
-the first one's time, or memory, over the second's. What is compared with torch and diffusers is left out
-where they are not installed (`pip install -r tests/golden/requirements.txt`).
+This prints a Markdown table with a row for each comparison. Two things are timed alternately in one run,
+and the ratio is the first one's time, or memory, divided by the second's. Comparisons with torch and
+diffusers are omitted if these are not installed (`pip install -r tests/golden/requirements.txt`).
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Describe processor and versions."""
+    """Describe the processor and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

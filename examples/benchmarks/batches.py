@@ -1,4 +1,4 @@
-"""Time per picture over the batch size, and over the number of devices."""
+"""Measure the time per picture over the batch size and the number of devices."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ import repaint_jax as rp
 
 
 def per_picture() -> Rows:
-    """A picture in a batch against a picture alone."""
+    """Compare a picture in a batch with a picture alone."""
     inpaint = chain(16)
     alone_arguments = PIPE.params, jnp.zeros((1, *PIPE.image_shape))
     for batch in (4, 16, 64):
@@ -25,7 +25,7 @@ def per_picture() -> Rows:
 
 
 def per_device() -> Rows:
-    """A batch divided among a device for each core, as the commands do it, against one device."""
+    """Compare a batch divided among one device per core, as in the commands, with one device."""
     devices = jax.local_device_count()
     if devices == 1:
         return

@@ -1,4 +1,4 @@
-"""The bundled network on one device, and `inpaint` over it: what most parts measure."""
+"""The bundled network on one device and `inpaint` with it, which most parts measure."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""3x3 convolutions, most of what a network calculates, against other ways to calculate them."""
+"""Compare 3x3 convolutions, the largest part of a network's arithmetic, with other ways to compute them."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ SHAPES = (  # batch, side, channels
 
 
 def over_other_ways() -> Rows:
-    """`lax.conv_general_dilated` against its operations at the rate of a large matrix product, and more."""
+    """Compare `lax.conv_general_dilated` with the rate of a large matrix product, and with other ways."""
     size = 1024
     matrix, product = jnp.ones((size, size)), jax.jit(jnp.dot)
     for batch, side, channels in SHAPES:
@@ -66,7 +66,7 @@ def product_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Two results of a row or column from four products, not six (Lavin and Gray, arXiv 1509.09308)."""
+    """Compute two results of a row or column from 4 products, not 6 (Lavin and Gray, arXiv 1509.09308)."""
     of_kernel = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
     kernels = jnp.einsum("ia,jb,abco->ijco", of_kernel, of_kernel, kernel)
 
@@ -87,7 +87,7 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def shifted(x: jax.Array, size: int) -> list[list[jax.Array]]:
-    """Give the images of pixels from (-1, -1) on, for each place in a window."""
+    """Return the shifted images for each position in a window, from (-1, -1) on."""
     _, height, width, _ = x.shape
     end = size - 2
     padded = jnp.pad(x, ((0, 0), (1, end), (1, end), (0, 0)))

@@ -1,4 +1,4 @@
-"""The chain against the model calls in it, and against diffusers' loop."""
+"""Compare the chain with its bare model calls and with diffusers' loop."""
 
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ from timing import Row, Rows, alternately, ready
 
 import repaint_jax as rp
 
-FEATURES = 64  # of the small network
+FEATURES = 64  # features of the small network
 
 
 def over_calls() -> Rows:
-    """`inpaint` over the bundled network against as many bare calls of it in a scan."""
+    """Compare `inpaint` with the same number of bare calls of the bundled network in a scan."""
     timesteps = jnp.linspace(999, 0, 64).astype(jnp.int32)
 
     @jax.jit
@@ -33,7 +33,7 @@ def over_calls() -> Rows:
 
 
 def over_diffusers() -> Rows:
-    """The paper's schedule with a small network, here and in diffusers' loop, with the same weights."""
+    """Compare `inpaint` with diffusers' loop: the paper's schedule, a small network, the same weights."""
     import torch
     from diffusers import RePaintScheduler
 

@@ -1,4 +1,4 @@
-"""Memory that a compiled chain takes beside its arguments and results."""
+"""Measure the memory that a compiled chain needs in addition to its arguments and results."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from timing import Row, Rows
 
 
 def temporary_bytes() -> Rows:
-    """The chain's against a model call's, and over the number of calls."""
+    """Compare the chain's temporary memory with a model call's, and over the number of calls."""
     arguments = PIPE.params, jnp.zeros((8, *PIPE.image_shape))
 
     def of(function: Any, *given: Any) -> int:

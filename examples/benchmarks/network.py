@@ -1,4 +1,4 @@
-"""A call of `UNet2D` against torch's, with the same weights, and against the machine's matrix products."""
+"""Compare a call of `UNet2D` with torch, with the same weights, and with the machine's matrix products."""
 
 import json
 import tempfile
@@ -36,9 +36,9 @@ NETWORKS = {  # configuration, side of the images, batch sizes
 
 
 def over_torch() -> Rows:
-    """`UNet2D` against the fastest of torch's ways to run the same network.
+    """Compare `UNet2D` with the fastest of torch's ways to run the same network.
 
-    Batches are also divided among a device for each core, as the pipeline does it.
+    Batches are also divided among one device per core, as in the pipeline.
     """
     import torch
     from diffusers import UNet2DModel
@@ -49,7 +49,7 @@ def over_torch() -> Rows:
 
     def torch_call(ways: dict[str, torch.nn.Module], way: str, images: np.ndarray) -> Callable[[], None]:
         layout = torch.channels_last if way.endswith("channels_last") else torch.contiguous_format
-        ways["eager"].to(memory_format=layout)  # all of them share its weights
+        ways["eager"].to(memory_format=layout)  # all ways share its weights
         planes = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
         return partial(run, ways[way], planes)
 
@@ -89,7 +89,7 @@ def over_torch() -> Rows:
 
 
 def over_matmul() -> Rows:
-    """The rate of the bundled network's arithmetic against that of a large matrix product."""
+    """Compare the rate of the bundled network's arithmetic with that of a large matrix product."""
     size = 1024
     matrix = jnp.ones((size, size))
     product = jax.jit(jnp.dot)
@@ -100,7 +100,7 @@ def over_matmul() -> Rows:
     of_call, of_product, _ = alternately(
         partial(ready, call, *arguments), partial(ready, product, matrix, matrix)
     )
-    expected = flops / (2 * size**3) * of_product  # as long as its operations would take there
+    expected = flops / (2 * size**3) * of_product  # time of its operations at that rate
     yield Row(
         "bundled network, batch 32",
         "its operations at the rate of a matrix product",

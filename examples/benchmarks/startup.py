@@ -1,4 +1,4 @@
-"""What happens before the first call: imports and compilation."""
+"""Measure the work before the first call: imports and compilation."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from timing import Row, Rows, alternately
 
 
 def imports() -> Rows:
-    """`import repaint_jax` against the import of what it needs."""
+    """Compare `import repaint_jax` with the import of its dependencies."""
 
     def run(code: str) -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -22,7 +22,7 @@ def imports() -> Rows:
 
 
 def compilation() -> Rows:
-    """Compile time over the number of calls."""
+    """Compare the compile times of a long and a short chain."""
 
     def compile_chain(num_model_calls: int) -> None:
         jax.clear_caches()
@@ -33,7 +33,7 @@ def compilation() -> Rows:
 
 
 def first_picture() -> Rows:
-    """The command line's first picture, without and with JAX's persistent compilation cache."""
+    """Compare the command line's first picture with and without JAX's persistent compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "repaint_jax", "demo", "-o", f"{folder}/demo.png"]
 

@@ -9,7 +9,7 @@ import jax
 
 
 class Row(NamedTuple):
-    """A line of the table: two things, in seconds or bytes, and the first over the second."""
+    """A row of the table: two values in seconds or bytes, and the first divided by the second."""
 
     what: str
     compared_with: str
@@ -26,10 +26,20 @@ Rows = Iterator[Row]
 def alternately(
     this: Callable[[], object], other: Callable[[], object], seconds: float = 6.0, at_least: int = 5
 ) -> tuple[float, float, float]:
-    """Return the median time of either, and the median of the ratios of neighbours.
+    """Time two functions alternately.
 
-    Each is called once before, for compilation, and then in turns for about `seconds`, `at_least`
-    times: what else the machine does falls upon both. Both must wait for their results.
+    Each function is called once first, to compile. Then they are called alternately for about `seconds`,
+    and at least `at_least` times each. So other work on the machine affects both equally. Both must wait
+    for their results.
+
+    Args:
+        this: the first function.
+        other: the second function.
+        seconds: the approximate total time.
+        at_least: the smallest number of calls of each function.
+
+    Returns:
+        The median time of each function, and the median of the ratios of successive calls.
     """
     this(), other()
     once = timed(this) + timed(other)
@@ -40,19 +50,19 @@ def alternately(
 
 
 def ready(call: Callable[..., jax.Array], *arguments: object) -> None:
-    """Call, and wait for the result."""
+    """Call a function and wait for its result."""
     call(*arguments).block_until_ready()
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Return how long a call takes, in seconds."""
+    """Return the time of a call, in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def markdown(rows: Rows) -> Iterator[str]:
-    """Yield the lines of the table as the rows come in."""
+    """Yield the lines of the table, each as soon as its row is measured."""
     yield "| what | | compared with | | ratio | goal |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
@@ -63,7 +73,7 @@ def markdown(rows: Rows) -> Iterator[str]:
 
 
 def quantity(number: float, unit: str) -> str:
-    """Write a number of seconds or bytes with a fitting prefix."""
+    """Format a number of seconds or bytes with a suitable prefix."""
     if unit == "s":
         return f"{number:.3g} s" if number >= 1 else f"{1000 * number:.3g} ms"
     return f"{number / 2**20:.3g} MiB"

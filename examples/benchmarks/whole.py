@@ -1,4 +1,4 @@
-"""A picture from beginning to end, here and with diffusers' pipeline, with the same weights."""
+"""Compare a whole run of the pipeline with diffusers' pipeline, with the same weights."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ CONFIG = json.loads((Path(__file__).parents[1] / "emoji_unet.json").read_text())
 
 
 def over_diffusers() -> Rows:
-    """T = 50, j = r = 5 on both sides, and our default against diffusers' own."""
+    """Compare both with T = 50 and j = r = 5, and compare the default of each."""
     import torch
     from diffusers import RePaintPipeline, RePaintScheduler, UNet2DModel
 

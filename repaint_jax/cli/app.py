@@ -1,4 +1,4 @@
-"""The web page of `repaint-jax app`: paint a hole into a picture and watch it being filled."""
+"""The web page of `repaint-jax app`: paint over a part of a picture, and watch the model fill it."""
 
 import logging
 import socket
@@ -26,7 +26,7 @@ except ImportError:
 DEFAULT_SAMPLES = 4
 MAX_SAMPLES = 8
 MAX_BUDGET = 256
-MAX_MODEL_CALLS = 5000  # of RePaint's own schedule; the paper's has 2,410
+MAX_MODEL_CALLS = 5000  # with RePaint's own schedule; the paper's setting has 2,410
 MAX_PASSES = 100
 MAX_PIXELS = 50_000_000
 MAX_FILE_SIZE = "20mb"
@@ -35,7 +35,7 @@ MAX_WAITING = 20
 _CANVAS_SIDE = 384
 _EDITOR_SIDE = 480
 _SECONDS_BETWEEN_PREVIEWS = 0.25
-_FONTS = ("system-ui", "sans-serif")  # of the visitor's machine: nothing is loaded from elsewhere
+_FONTS = ("system-ui", "sans-serif")  # the visitor's fonts: the page loads nothing from elsewhere
 
 _CSS = """
 .gradio-container { width: 100%; max-width: 1160px !important; margin: 0 auto !important; }
@@ -59,11 +59,14 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
     """Serve the page until the process is interrupted.
 
     Args:
-        model: as `RePaintPipeline.from_pretrained` takes it; pictures in its folder `images`, if it has
-            one, are offered as examples.
-        dtype: of the model's arithmetic.
-        host: address to listen on.
-        port: to listen on.
+        model: the model, as in `RePaintPipeline.from_pretrained`. The pictures in its folder `images`, if
+            there is one, become the examples.
+        dtype: the dtype of the model's arithmetic.
+        host: the address to listen on.
+        port: the port to listen on.
+
+    Raises:
+        ValueError: if the address cannot be used, or the model cannot be loaded.
     """
     try:
         socket.create_server((host, port)).close()
@@ -90,12 +93,12 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
         css=_CSS,
     )
     Thread(target=_prepare, args=(pipe, prepared), daemon=True).start()
-    print(f"http://{host}:{port} is open; Ctrl-C ends it", flush=True)
+    print(f"http://{host}:{port} is open; Ctrl-C stops it", flush=True)
     try:
         while True:
-            time.sleep(0.5)  # not without end: a signal that another thread takes does not wake this one
+            time.sleep(0.5)  # a short sleep: a signal that another thread receives does not wake this one
     finally:
-        # Pages that are open keep their connections: these are cut after a second, without a word.
+        # Open pages keep their connections. Close these after a second, without a message.
         page.server.config.timeout_graceful_shutdown = 1
         logging.getLogger("uvicorn.error").disabled = True
         page.close(verbose=False)
@@ -104,12 +107,12 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
 def build_page(
     pipe: RePaintPipeline, examples: Sequence[Path] = (), wait: Callable[[], Any] = lambda: None
 ) -> gr.Blocks:
-    """Lay out the page of a model and connect it.
+    """Build the page for a model.
 
     Args:
         pipe: the model.
-        examples: pictures to choose from.
-        wait: called before a chain begins.
+        examples: the pictures that visitors can choose from.
+        wait: a function that is called before each chain.
     """
     height, width, _ = pipe.image_shape
     pictures = [read_picture(path, pipe.image_shape) for path in examples]
@@ -131,7 +134,7 @@ def build_page(
             yield from fill(pipe, *values)
 
     with gr.Blocks(title="repaint-jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("## Paint over what is to be filled\n" + _description(pipe))
+        gr.Markdown("## Paint over the pixels to fill\n" + _description(pipe))
         picture = gr.State(first)
         with gr.Row():
             with gr.Column(min_width=_EDITOR_SIDE):
@@ -150,7 +153,7 @@ def build_page(
                     canvas_size=enlarged_size((width, height)),
                     show_label=False,
                     buttons=[],
-                    # Said, because the editor measures its place before the page is laid out.
+                    # Set explicitly, because the editor measures its size before the page is laid out.
                     height=_EDITOR_SIDE,
                     width=_EDITOR_SIDE,
                     elem_id="painting",
@@ -182,10 +185,10 @@ def build_page(
                         DEFAULT_MODEL_CALLS,
                         step=8,
                         label="Model calls",
-                        info="more: better, slower",
+                        info="more are better and slower",
                     )
                     samples = gr.Slider(
-                        1, MAX_SAMPLES, DEFAULT_SAMPLES, step=1, label="Samples", info="results to compare"
+                        1, MAX_SAMPLES, DEFAULT_SAMPLES, step=1, label="Samples", info="number of results"
                     )
                 with gr.Row():
                     fill_button = gr.Button("Fill", variant="primary", elem_id="fill")
@@ -201,7 +204,7 @@ def build_page(
                 )
         with gr.Accordion("Expert settings", open=False):
             with gr.Row():
-                seed = gr.Number(0, label="Seed", info="the same gives the same results", precision=0)
+                seed = gr.Number(0, label="Seed", info="the same seed gives the same results", precision=0)
                 class_label = gr.Number(
                     0, label="Class label", precision=0, visible=pipe.is_class_conditional
                 )
@@ -214,7 +217,7 @@ def build_page(
                     gr.Number(1.0, label="eta, share of DDPM's noise"),
                 ]
 
-        # Private: they serve this page, not clients of its own. `RePaintPipeline` is for programs.
+        # Private, because these events serve only this page. Programs should use `RePaintPipeline`.
         quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
         painting.clear(as_painting, picture, painting, **quietly)
         example.select(choose_example, None, [picture, painting], **quietly)
@@ -225,12 +228,12 @@ def build_page(
             [results, progress],
             show_progress="minimal",
             show_progress_on=progress,
-            concurrency_limit=1,  # a chain takes all of the machine
+            concurrency_limit=1,  # a chain uses the whole machine
             api_visibility="private",
         )
-        # Said in an event of its own, after whatever the cancelled one had still to show.
+        # A separate event, so that the message follows the last output of the cancelled one.
         stop_button.click(None, cancels=filling, queue=False, api_visibility="private").then(
-            lambda: "Stopped. The pictures are predictions on the way, not results.",
+            lambda: "Stopped. The pictures are intermediate predictions, not results.",
             None,
             progress,
             queue=False,
@@ -241,10 +244,14 @@ def build_page(
 
 
 def read_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Image.Image:
-    """Read a picture that was uploaded, in the model's size and colours.
+    """Read an uploaded picture, and convert it to the model's size and colours.
+
+    Args:
+        path: the file.
+        image_shape: the shape [H, W, C] of the model's images.
 
     Raises:
-        ValueError: it is none, or has more than MAX_PIXELS.
+        ValueError: if the file is not a picture, or has more than MAX_PIXELS pixels.
     """
     name = Path(path).name
     with suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(path) as header:
@@ -261,30 +268,32 @@ def read_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Image.I
 
 
 def as_painting(picture: Image.Image) -> Any:
-    """Return what the editor shows of a picture, without paint."""
+    """Return the editor's value for a picture without paint."""
     return {"background": enlarged(picture), "layers": [], "composite": None}
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """Enlarge a small picture to be painted on, each pixel to a square of them."""
+    """Enlarge a small picture for painting. Each pixel becomes a square of pixels."""
     return picture.resize(enlarged_size(picture.size), Image.Resampling.NEAREST)
 
 
 def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Multiply width and height by the whole number that makes the longer one at least _CANVAS_SIDE."""
+    """Multiply a size by the smallest whole number that makes its longer side at least _CANVAS_SIDE."""
     factor = max(1, -(-_CANVAS_SIDE // max(size)))
     return size[0] * factor, size[1] * factor
 
 
 def mask_of(painting: dict[str, Any] | None, image_shape: tuple[int, int, int]) -> Image.Image:
-    """Return the mask of the editor's paint: black, of the model's size, where at least half is painted.
+    """Return the mask of the editor's paint.
+
+    The mask has the model's size. It is black where at least half of a pixel is painted.
 
     Args:
-        painting: the editor's value; its "layers" are RGBA pictures of the canvas, opaque where painted.
-        image_shape: the model's [H, W, C].
+        painting: the editor's value. Its "layers" are RGBA pictures of the canvas, opaque where painted.
+        image_shape: the shape [H, W, C] of the model's images.
 
     Raises:
-        ValueError: nothing is painted.
+        ValueError: if nothing is painted.
     """
     height, width, _ = image_shape
     mask = Image.new("L", (width, height), 255)
@@ -293,7 +302,7 @@ def mask_of(painting: dict[str, Any] | None, image_shape: tuple[int, int, int]) 
         mask = ImageChops.darker(mask, kept)
     mask = mask.point(lambda value: 255 if value >= 128 else 0)
     if mask.getextrema()[0] == 255:
-        raise ValueError("nothing is painted: paint over what is to be filled")
+        raise ValueError("nothing is painted: paint over the pixels to fill")
     return mask
 
 
@@ -311,7 +320,27 @@ def fill(
     jump_n_sample: int | None,
     eta: float | None,
 ) -> Iterator[tuple[Any, str]]:
-    """Yield what the gallery shows, and how far that is, a few times a second; at last the results."""
+    """Run a chain, and yield pictures for the gallery and the progress a few times a second.
+
+    The last pictures are the results.
+
+    Args:
+        pipe: the model.
+        picture: the picture, of the model's size.
+        painting: the editor's value, see `mask_of`.
+        num_model_calls: the call budget.
+        num_samples: the number of results.
+        seed: the seed of the noise.
+        class_label: the class label. It is used only with a class-conditional model.
+        own_schedule: whether to use RePaint's own schedule instead of the call budget.
+        num_inference_steps: the number of inference steps T of RePaint's own schedule.
+        jump_length: the number of inference steps that a jump goes back.
+        jump_n_sample: the number of passes through each stretch of jump_length steps.
+        eta: the share of DDPM's noise in a step.
+
+    Raises:
+        ValueError: if there is no picture, no paint, or no valid schedule.
+    """
     if picture is None:
         raise ValueError("there is no picture: upload one")
     mask = mask_of(painting, pipe.image_shape)
@@ -354,16 +383,16 @@ def fill(
             left = (total - watched.calls_done) * (now - started) / max(timed, 1)
             yield (
                 gr.update(value=watched.images, columns=columns),
-                _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "begun"),
+                _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "started"),
             )
 
 
 def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
-    """Compile the default chain, so that the first visitor need not wait for it."""
+    """Compile the default chain, so that the first visitor does not wait for it."""
     picture, hole = np.zeros(pipe.image_shape, np.uint8), np.zeros(pipe.image_shape[:2], bool)
     options: dict[str, Any] = {"class_labels": 0 if pipe.is_class_conditional else None}
     try:
-        with suppress(Exception):  # which the first chain meets again, and shows
+        with suppress(Exception):  # the first chain raises the same error, and shows it
             next(pipe.watch(picture, hole, key=seed_key(0), num_samples=DEFAULT_SAMPLES, **options))
     finally:
         prepared.set()
@@ -372,7 +401,7 @@ def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
 def _description(pipe: RePaintPipeline) -> str:
     height, width, channels = pipe.image_shape
     colours = "grey" if channels == 1 else "colour"
-    return f"This model fills {colours} pictures of {width} x {height} pixels; others are resized."
+    return f"This model fills {colours} pictures of {width} x {height} pixels. Other pictures are resized."
 
 
 def _progress(calls_done: int, total: int, remark: str) -> str:
@@ -382,7 +411,7 @@ def _progress(calls_done: int, total: int, remark: str) -> str:
 
 @contextmanager
 def _refusals_shown() -> Iterator[None]:
-    """Show the visitor in one sentence what is wrong with the input."""
+    """Show errors of the input to the visitor, in one sentence."""
     try:
         yield
     except (ValueError, TypeError, ArithmeticError, MemoryError) as error:

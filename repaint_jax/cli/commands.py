@@ -1,4 +1,4 @@
-"""What the commands do, each with the words that `cli` has parsed; they return the exit status."""
+"""The commands of `repaint-jax`. Each takes the parsed options and returns the exit status."""
 
 import argparse
 import os
@@ -44,13 +44,13 @@ _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", 
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Inpaint the pictures that come with a model, each under another mask."""
+    """Inpaint the pictures that come with a model, each under a different mask."""
     _check_output("--output", options.output)
     paths = pretrained.pictures_of_model(options.model)
     if not paths:
         raise ValueError(
-            f"--model is {options.model}, expected one with pictures in its folder images; "
-            "repaint-jax inpaint takes any picture"
+            f"--model is {options.model}, expected a model with pictures in its folder images; "
+            "use repaint-jax inpaint for your own pictures"
         )
     pipe = RePaintPipeline.from_pretrained(options.model)
     height, width, _ = pipe.image_shape
@@ -89,7 +89,7 @@ def inpaint(options: argparse.Namespace) -> int:
     for option, path in written:
         _check_output(option, path)
         if path.resolve() in taken:
-            raise ValueError(f"{option} is {path}, expected a file that is nothing else here")
+            raise ValueError(f"{option} is {path}, expected a file with no other use in this command")
         taken.add(path.resolve())
     if options.compare and (options.preview is not None or _schedule(options)):
         raise ValueError(
@@ -129,7 +129,7 @@ def inpaint(options: argparse.Namespace) -> int:
 def _comparison(
     options: argparse.Namespace, pipe: Any, image: Any, mask: Any, guidance: dict[str, Any]
 ) -> Any:
-    """Inpaint with each of --compare, and draw a row for each."""
+    """Inpaint with each setting of --compare, and draw a row for each."""
     original = image_to_array(image, pipe.image_shape)[None]
     hole = mask_to_array(mask, pipe.image_shape)[None]
     settings = {name: with_setting(pipe, name) for name in options.compare}
@@ -190,12 +190,12 @@ def folder(options: argparse.Namespace) -> int:
 
 
 def _absolute(model: str | None) -> str | None:
-    """Name a model's folder or file as it is called from everywhere."""
+    """Return the absolute path of a model's folder or file; other names stay as they are."""
     return str(Path(model).resolve()) if model is not None and Path(model).exists() else model
 
 
 def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
-    """Return which process this is, and of how many."""
+    """Return the index of this process and the number of processes."""
     if (options.num_processes is None) != (options.process_id is None):
         raise ValueError(
             f"--num-processes is {options.num_processes} and --process-id is {options.process_id}, "
@@ -220,12 +220,12 @@ def _join_processes(options: argparse.Namespace) -> tuple[int, int]:
     try:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         found = jax.process_index(), jax.process_count()
-        # They have nothing to say to each other, and one that dies must not take the others along.
+        # The processes exchange nothing, and one that dies must not stop the others.
         jax.distributed.shutdown()
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"the processes could not find each other ({error}); --coordinator, --num-processes and "
-            "--process-id say where they are"
+            f"the processes could not connect ({error}); check --coordinator, --num-processes and "
+            "--process-id"
         ) from None
     return found
 
@@ -247,7 +247,7 @@ def schedule(options: argparse.Namespace) -> int:
 
 
 def _seconds_per_call(pipe: RePaintPipeline) -> float:
-    """Time a model call for one picture, after its compilation: the best of a few."""
+    """Return the shortest time of a few compiled model calls for one picture."""
     labels = np.zeros(1, np.int32) if pipe.is_class_conditional or pipe.classifier is not None else None
     model_fn, params = pipe.guided_model(pipe.state.config, labels)
     call = jax.jit(model_fn)
@@ -262,12 +262,12 @@ def _seconds_per_call(pipe: RePaintPipeline) -> float:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Score settings on pictures whose holes are known."""
+    """Score settings on pictures whose removed pixels are known."""
     _check_folder("--output", options.output)
     counts = images_of_settings(options.settings, options.num_images)
     if options.scores is not None and options.scores.resolve() == (options.output / SCORES).resolve():
         raise ValueError(
-            f"--scores is {options.scores}, expected a copy of it: this run writes the file anew"
+            f"--scores is {options.scores}, expected a copy of it: this run overwrites the file"
         )
     pipe = RePaintPipeline.from_pretrained(options.model)
     height, width, channels = pipe.image_shape
@@ -293,7 +293,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Turn an official checkpoint into a folder."""
+    """Convert an official checkpoint to a folder."""
     pretrained.convert(options.checkpoint, options.output, settings=options.settings, dtype=options.dtype)
     print(f"wrote {options.output}")
     return 0
@@ -302,7 +302,7 @@ def convert(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train a model."""
     _check_folder("--output", options.output)
-    from repaint_jax.training import TrainingConfig  # brings Orbax, which is slow to import
+    from repaint_jax.training import TrainingConfig  # imports Orbax, which is slow
     from repaint_jax.training_run import train_unet2d
 
     config = TrainingConfig(
@@ -339,7 +339,7 @@ def _run_pipeline(
     state: RePaintSchedulerState,
     **arguments: Any,
 ) -> Any:
-    """Call a pipeline with a progress bar of its model calls."""
+    """Call a pipeline and show a progress bar of its model calls."""
     bar = None
 
     def progress(calls_done: int) -> None:
@@ -364,7 +364,7 @@ def _run_pipeline(
 
 
 def _interruptibly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call in another thread: a chain that runs does not notice Ctrl-C, waiting for it does."""
+    """Call a function in another thread, so that Ctrl-C works: a running chain would not notice it."""
     return ThreadPoolExecutor(1).submit(call, *arguments, **options).result()
 
 
@@ -373,7 +373,7 @@ def _schedule(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_output(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Refuse an output that cannot be written before anything is computed."""
+    """Raise, before anything is computed, if an output cannot be written."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(
             f"{option} is {path}, expected a picture's name that ends in {', '.join(suffixes)}"
@@ -385,7 +385,7 @@ def _check_output(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -
 
 
 def _check_folder(option: str, path: Path) -> None:
-    """Refuse a folder that cannot be there before anything is computed."""
+    """Raise, before anything is computed, if a folder cannot be created or written to."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"{option} is {path}, but {there} is not a folder that can be written to")

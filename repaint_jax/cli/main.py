@@ -1,4 +1,4 @@
-"""The program `repaint-jax`: runs a command, and makes one sentence of an error."""
+"""The program `repaint-jax`: it runs a command, and prints an error as one sentence."""
 
 import argparse
 import os
@@ -12,14 +12,14 @@ from repaint_jax.cli.parser import make_parser
 from repaint_jax.sampling.devices import use_every_core
 from repaint_jax.sampling.keys import check_seed
 
-_RESUMED = ("evaluate", "folder", "train")  # the same command goes on where it was stopped
+_RESUMED = ("evaluate", "folder", "train")  # commands that resume when they are started again
 
 
 def run() -> NoReturn:
-    """Be the program `repaint-jax`."""
+    """Run the program `repaint-jax`, and exit with its status."""
     status = main()
-    if status == 2:  # at once, as after Ctrl-C: threads may still compute what is not wanted any more
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # none where the shell closed it
+    if status == 2:  # exit at once, as after Ctrl-C: threads may still compute unneeded results
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None if the shell closed it
             with suppress(OSError):
                 stream.flush()
         os._exit(status)
@@ -27,16 +27,22 @@ def run() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors are one sentence on stderr and exit status 2."""
-    if sys.stderr is None:  # closed by the shell, which progress bars do not expect
+    """Run a command and return its exit status.
+
+    An error prints one sentence on stderr, and gives the exit status 2.
+
+    Args:
+        arguments: the words of the command line. `sys.argv[1:]` if None.
+    """
+    if sys.stderr is None:  # the shell closed it, but progress bars need it
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = make_parser().parse_args(arguments)
     try:
         if "seed" in options:
             check_seed(options.seed)
-        from repaint_jax.cli import commands  # not before the words are known to be right: it imports much
+        from repaint_jax.cli import commands  # after the options are checked, because the import is slow
 
-        if options.command != "folder":  # each device has a whole batch there: that much memory more
+        if options.command != "folder":  # its devices each hold a whole batch, which needs more memory
             use_every_core(options.batch_size if options.command == "train" else 0)
         return getattr(commands, options.command)(options)
     except (
@@ -52,15 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"repaint-jax {options.command}: {_with_options(message, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        how_on = "; the same command goes on" if options.command in _RESUMED else ""
+        how_on = "; the same command resumes it" if options.command in _RESUMED else ""
         if sys.stderr.isatty():
             print(file=sys.stderr)  # below the progress bar
         print(f"repaint-jax {options.command}: interrupted{how_on}", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: threads that compute cannot be stopped, and no file is ever half-written
+        os._exit(130)  # exit at once: computing threads cannot be stopped, and no file is left half-written
 
 
 def _with_options(message: str, options: argparse.Namespace) -> str:
-    """Name options in a message as they are typed, where it names them as Python's arguments."""
+    """Replace the names of Python arguments in a message by the options of the command line."""
     arguments = "|".join(options.option_of)
     return re.sub(
         rf"(?<![\w-])(?<!the )({arguments})(?= (?:is|are)\b|=)|`({arguments})`",

@@ -1,4 +1,4 @@
-"""The words of the command line, `repaint-jax`: its commands and their options."""
+"""The parser of the command line `repaint-jax`: its commands and their options."""
 
 import argparse
 from pathlib import Path
@@ -9,13 +9,16 @@ from repaint_jax import __version__, masks
 DEMO_SAMPLES = 3
 
 _SETTING_HELP = (
-    "a number of model calls, STEPS/JUMP_LENGTH/JUMP_N_SAMPLE or the same with /ETA (1 otherwise), "
+    "a number of model calls; STEPS/JUMP_LENGTH/JUMP_N_SAMPLE, with eta 1, or the same with another /ETA; "
     "'paper' or 'diffusers'"
 )
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each sets `option_of`, how its options are typed."""
+    """Return the parser of all commands.
+
+    Each command sets `option_of`, which maps the names of its arguments to their options.
+    """
     parser = _Parser(
         prog="repaint-jax",
         description="Fill holes in images with an unconditional diffusion model.",
@@ -36,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         spelled = {action.dest: action.option_strings for action in command._actions}
         option_of = {name: options[-1] for name, options in spelled.items() if options}
-        if "class_label" in option_of:  # of one picture; of several they are called class_labels
+        if "class_label" in option_of:  # Python code for several pictures calls it class_labels
             option_of["class_labels"] = option_of["class_label"]
         command.set_defaults(option_of=option_of)
     return parser
@@ -46,8 +49,8 @@ def _add_demo(commands: "argparse._SubParsersAction[_Parser]") -> None:
     demo = commands.add_parser(
         "demo",
         help="inpaint the pictures that come with a bundled model",
-        description="Inpaint the pictures that come with a model, which it has not seen, under six masks, "
-        "and write one picture of all.",
+        description="Inpaint the pictures that come with a model, which were not in its training data, "
+        "under six masks, and write all results into one picture.",
         formatter_class=_HelpWithDefaults,
         epilog="Examples: repaint-jax demo -o demo.png; repaint-jax demo --model bundled/emoji",
     )
@@ -58,9 +61,9 @@ def _add_demo(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
     inpaint = commands.add_parser(
         "inpaint",
-        help="inpaint a picture of yours",
-        description="Fill the black part of MASK in IMAGE; its white part is kept exactly, if OUT is in a "
-        "lossless format such as PNG.",
+        help="inpaint a picture",
+        description="Fill the pixels of IMAGE that are black in MASK. Pixels that are white in MASK are "
+        "kept exactly if OUT has a lossless format such as PNG.",
         formatter_class=_HelpWithDefaults,
         epilog="Examples: repaint-jax inpaint shoe.png mask.png -o filled.png --num-samples 4; "
         "repaint-jax inpaint shoe.png box=10,4,20,24 -o filled.png --preview how.gif; "
@@ -70,11 +73,13 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
     inpaint.add_argument(
         "mask",
         metavar="MASK",
-        help="picture whose white part is kept and whose black part is inpainted; or 'alpha' (what is "
-        "transparent in IMAGE is inpainted), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (a copy "
-        f"of IMAGE that was painted over), or a mask of the paper: {', '.join(masks.NAMES)}",
+        help="a picture, in which white keeps and black inpaints; or 'alpha' (inpaint the transparent "
+        "pixels of IMAGE), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (inpaint where PICTURE, a "
+        f"copy of IMAGE, was painted over), or a mask of the paper: {', '.join(masks.NAMES)}",
     )
-    inpaint.add_argument("--invert-mask", action="store_true", help="white inpaints and black keeps")
+    inpaint.add_argument(
+        "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
+    )
     inpaint.add_argument(
         "-o",
         "--output",
@@ -83,13 +88,13 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="picture to write; several samples become OUT-1.png, OUT-2.png, ...",
     )
     inpaint.add_argument(
-        "--preview", type=Path, help="also draw how the results came to be: a .gif, or a grid"
+        "--preview", type=Path, help="also write the predictions during the chain, as a .gif or a grid"
     )
     inpaint.add_argument(
         "--compare",
         nargs="+",
         metavar="SETTING",
-        help=f"make OUT one picture with a row of results for each setting: {_SETTING_HELP}",
+        help=f"write one picture OUT with a row of results for each setting: {_SETTING_HELP}",
     )
     _add_model_options(inpaint)
     _add_chain_options(inpaint, num_samples=1)
@@ -98,16 +103,16 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_app(commands: "argparse._SubParsersAction[_Parser]") -> None:
     app = commands.add_parser(
         "app",
-        help="paint holes and watch them being filled, in a web browser",
-        description="Serve a web page on which pictures are uploaded, holes painted, and the results "
-        "watched, compared and downloaded. Needs gradio. Ctrl-C ends it.",
+        help="paint holes and fill them in a web browser",
+        description="Serve a web page to upload pictures, paint holes, and watch, compare and download the "
+        "results. Needs gradio. Ctrl-C stops it.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax app --port 8000",
     )
     _add_model_name(app)
     _add_dtype(app)
     app.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines"
     )
     app.add_argument("--port", type=int, default=7860, help="port to listen on")
 
@@ -115,11 +120,11 @@ def _add_app(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
     folder = commands.add_parser(
         "folder",
-        help="inpaint a folder of pictures, on all devices and many hosts",
-        description="Fill the black part of every picture's mask; the white part is kept exactly. OUT gets "
-        "NAME.png of the model's size, or NAME-1.png and so on for several samples. Started again, after "
-        "whatever stopped it, the same command makes what is missing. Pictures that cannot be used are "
-        "listed at the end (exit status 1).",
+        help="inpaint a folder of pictures on all devices and many hosts",
+        description="Fill the pixels that are black in each picture's mask, and keep white ones exactly. "
+        "The results are OUT/NAME.png of the model's size, or NAME-1.png and so on for several samples. "
+        "The same command resumes a run that was stopped, with the missing results. Pictures that cannot "
+        "be used are listed at the end, and the exit status is then 1.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax folder photos masks filled --num-samples 2",
     )
@@ -127,17 +132,24 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "images", type=Path, metavar="IN", help="folder of pictures of the model's size, at any depth"
     )
     folder.add_argument(
-        "masks", type=Path, metavar="MASKS", help="folder of masks of the same names, or one mask for all"
+        "masks",
+        type=Path,
+        metavar="MASKS",
+        help="folder of masks with the names of the pictures, or one mask for all",
     )
     folder.add_argument("output", type=Path, metavar="OUT", help="folder for the results")
     folder.add_argument(
         "--batch-size",
         type=int,
         default=16,
-        help="results a device computes at a time; a batch that is not full takes as long as a full one",
+        help="number of results that a device computes at a time; an incomplete batch takes as long as a "
+        "full one",
     )
     folder.add_argument(
-        "--checkpoint-every", type=int, metavar="CALLS", help="save unfinished chains after so many calls"
+        "--checkpoint-every",
+        type=int,
+        metavar="CALLS",
+        help="save unfinished chains every CALLS model calls",
     )
     folder.add_argument(
         "--official-layout",
@@ -147,22 +159,25 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _add_model_options(folder)
     hosts = folder.add_argument_group(
         "many hosts",
-        "start the same command on each: on TPU pods and under Slurm with --distributed, elsewhere saying "
-        "which of how many it is. They exchange nothing, but the runtime may need a coordinator to start",
+        "start the same command on each host: with --distributed on TPU pods and under Slurm, and with "
+        "--num-processes and --process-id elsewhere. The processes exchange nothing, but the runtime may "
+        "need a coordinator to start",
     )
-    hosts.add_argument("--distributed", action="store_true", help="share the work with the other processes")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument(
+        "--distributed", action="store_true", help="share the work with the other processes of the cluster"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
     _add_chain_options(folder, num_samples=1)
 
 
 def _add_schedule(commands: "argparse._SubParsersAction[_Parser]") -> None:
     schedule = commands.add_parser(
         "schedule",
-        help="say what a chain costs, and draw it",
-        description="Count the model calls of a chain, time one of them on this machine, and draw how much "
-        "noise is in the picture over the calls.",
+        help="print the cost of a chain, and draw its schedule",
+        description="Count the model calls of a chain, time one of them on this machine, and draw the "
+        "noise in the picture over the model calls.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax schedule --steps 250 --jump-length 10 -o schedule.png",
     )
@@ -173,20 +188,21 @@ def _add_schedule(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_evaluate(commands: "argparse._SubParsersAction[_Parser]") -> None:
     evaluate = commands.add_parser(
         "evaluate",
-        help="score settings on pictures of yours",
+        help="score settings on a folder of pictures",
         description="Inpaint held-out pictures under several masks with several settings, and print a "
-        "table for each metric: energy score (lower is better; lowest for samples of the true posterior), "
-        "RMSE of the samples' mean, diversity, and LPIPS where repaint_jax[lpips] is installed. OUT gets "
-        "the tables as Markdown and CSV, every picture's scores, the first results as pictures, and all "
-        "samples: the same command goes on where it was stopped, a larger one makes what is missing.",
+        "table for each metric: the energy score (lower is better; lowest for samples of the true "
+        "posterior), the RMSE of the samples' mean, the diversity, and LPIPS if repaint_jax[lpips] is "
+        "installed. OUT gets the tables as Markdown and CSV, the scores of every picture, the first "
+        "results as pictures, and all samples. The same command resumes a run that was stopped, and a "
+        "larger one computes only the missing samples.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax evaluate photos -o evaluation --settings 64 250/1/1 --masks half wide",
     )
     evaluate.add_argument(
         "data",
         metavar="DATA",
-        help="folder of pictures, or of Fashion-MNIST's t10k-images-idx3-ubyte.gz; or 'bundled' or "
-        "'bundled/emoji', for the pictures of these models",
+        help="folder of pictures or with Fashion-MNIST's t10k-images-idx3-ubyte.gz; or 'bundled' or "
+        "'bundled/emoji' for the pictures of these models",
     )
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for all results")
     evaluate.add_argument(
@@ -194,7 +210,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[_Parser]") -> None:
         nargs="+",
         default=["32", "64", "128"],
         metavar="SETTING",
-        help=f"{_SETTING_HELP}; the first is what the others are compared with",
+        help=f"settings: {_SETTING_HELP}; the others are compared with the first one",
     )
     evaluate.add_argument(
         "--masks", nargs="+", default=list(masks.NAMES), metavar="MASK", help="masks to evaluate under"
@@ -205,15 +221,17 @@ def _add_evaluate(commands: "argparse._SubParsersAction[_Parser]") -> None:
         type=int,
         default=[16],
         metavar="N",
-        help="how many pictures, at most, of all settings or of each; from everywhere in a folder",
+        help="largest number of pictures, for all settings or for each; they are a fair sample of a folder",
     )
-    evaluate.add_argument("--num-samples", type=int, default=8, help="results per picture and mask")
-    evaluate.add_argument("--seed", type=int, default=0, help="of masks and noise")
+    evaluate.add_argument(
+        "--num-samples", type=int, default=8, help="number of results per picture and mask"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the masks and the noise")
     evaluate.add_argument(
         "--scores",
         type=Path,
         metavar="SCORES.CSV",
-        help="OUT/scores.csv of an earlier evaluation: what it holds is not made again",
+        help="copy of OUT/scores.csv of an earlier evaluation, whose scores are not computed again",
     )
     _add_model_name(evaluate)
 
@@ -221,22 +239,22 @@ def _add_evaluate(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_convert(commands: "argparse._SubParsersAction[_Parser]") -> None:
     convert = commands.add_parser(
         "convert",
-        help="turn an official .pt checkpoint into a folder of safetensors",
-        description="Turn a checkpoint of guided-diffusion, which the official RePaint models and their "
-        "classifier are, into a folder that --model and --classifier take. Needs torch, once.",
+        help="convert an official .pt checkpoint to a folder of safetensors",
+        description="Convert a checkpoint of guided-diffusion, the format of the official RePaint models "
+        "and their classifier, to a folder for --model or --classifier. Only this conversion needs torch.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax convert celeba256_250000.pt -o celeba256 --dtype float16",
     )
     convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pt file")
-    convert.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    convert.add_argument("-o", "--output", type=Path, required=True, help="folder to create")
     convert.add_argument(
         "--config",
         type=Path,
         dest="settings",
-        help="the .yml file of its dataset, unless it is one of the 256 px models",
+        help="the official .yml file of its dataset; the 256 px models do not need it",
     )
     convert.add_argument(
-        "--dtype", default="float32", choices=("float32", "float16"), help="of the stored weights"
+        "--dtype", default="float32", choices=("float32", "float16"), help="dtype of the stored weights"
     )
 
 
@@ -244,7 +262,8 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
     train = commands.add_parser(
         "train",
         help="train a model on a folder of pictures",
-        description="Train an unconditional diffusion model; the same command again resumes it.",
+        description="Train an unconditional diffusion model. The same command resumes a run that was "
+        "stopped.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax train photos/ -o run --image-size 32 --train-steps 20000",
     )
@@ -252,53 +271,64 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "data",
         type=Path,
         metavar="DATA",
-        help="folder of pictures, or of Fashion-MNIST's train-images-idx3-ubyte.gz",
+        help="folder of pictures or with Fashion-MNIST's train-images-idx3-ubyte.gz",
     )
     train.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder for checkpoints, samples, model"
+        "-o", "--output", type=Path, required=True, help="folder for checkpoints, samples and model"
     )
     train.add_argument("--unet-config", type=Path, help="architecture, as diffusers' unet/config.json")
     train.add_argument(
         "--init-model",
         dest="initial_model",
         metavar="INIT_MODEL",
-        help="go on from the weights of this model, which is named as the other commands name --model",
+        help="start from the weights of this model, given as --model in the other commands",
     )
-    train.add_argument("--image-size", type=int, default=32, help="side of a folder's pictures")
+    train.add_argument(
+        "--image-size", type=int, default=32, help="side to which a folder's pictures are resized"
+    )
     train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
     train.add_argument(
-        "--train-steps", type=int, dest="num_steps", default=20_000, metavar="N", help="optimiser steps"
+        "--train-steps",
+        type=int,
+        dest="num_steps",
+        default=20_000,
+        metavar="N",
+        help="number of optimiser steps",
     )
-    train.add_argument("--batch-size", type=int, default=32, help="pictures a step")
-    train.add_argument("--learning-rate", type=float, default=1e-3, help="the highest")
-    train.add_argument("--warmup-steps", type=int, default=500, help="up to --learning-rate")
-    train.add_argument("--decay-fraction", type=float, default=0.2, help="share of steps, down to 0")
-    train.add_argument("--ema-decay", type=float, default=0.999, help="of the averaged weights")
-    train.add_argument("--prediction-type", default="epsilon", help="or sample, v_prediction")
-    train.add_argument("--timestep-density", default="uniform", help="or lognormal")
+    train.add_argument("--batch-size", type=int, default=32, help="number of pictures per step")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
+    train.add_argument(
+        "--warmup-steps", type=int, default=500, help="steps of the warm-up to --learning-rate"
+    )
+    train.add_argument(
+        "--decay-fraction", type=float, default=0.2, help="share of the steps in which it decays to 0"
+    )
+    train.add_argument("--ema-decay", type=float, default=0.999, help="decay of the averaged weights")
+    train.add_argument("--prediction-type", default="epsilon", help="epsilon, sample or v_prediction")
+    train.add_argument("--timestep-density", default="uniform", help="uniform or lognormal")
     train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
     train.add_argument(
         "--random-shift",
         type=int,
         default=0,
         metavar="PIXELS",
-        help="move pictures by up to so many pixels",
+        help="shift pictures by up to PIXELS pixels",
     )
     train.add_argument(
         "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps between checkpoints"
     )
-    train.add_argument("--seed", type=int, default=0, help="of everything random")
+    train.add_argument("--seed", type=int, default=0, help="seed of everything random")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage before it."""
+    """A parser that prints an error as one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every option that has one."""
+    """A formatter that shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action.default, list):
@@ -310,19 +340,26 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="resize picture and mask together to the model's size; their proportions are not kept",
+        help="resize picture and mask together to the model's size; proportions are not kept",
     )
-    parser.add_argument("--class-label", type=int, help="for a class-conditional model or a classifier")
-    parser.add_argument("--classifier", help="to guide with: .pt checkpoint, or the folder made of it")
     parser.add_argument(
-        "--guidance-scale", type=float, default=1.0, help="how far to follow the classifier"
+        "--class-label", type=int, help="label for a class-conditional model or a classifier"
+    )
+    parser.add_argument(
+        "--classifier", help="classifier for guidance: a .pt checkpoint, or the folder converted from it"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="strength of the classifier's guidance"
     )
     _add_dtype(parser)
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the arithmetic"
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the arithmetic",
     )
 
 
@@ -337,15 +374,17 @@ def _add_model_name(parser: argparse.ArgumentParser) -> None:
 
 def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> None:
     _add_schedule_options(parser)
-    parser.add_argument("--num-samples", type=int, default=num_samples, help="results per picture")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--num-samples", type=int, default=num_samples, help="number of results per picture"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     _add_model_name(parser)
     resampling = parser.add_argument_group(
         "RePaint's own schedule, instead of --model-calls",
-        "with time jumps; the paper's is --steps 250 --eta 1, with 2,410 model calls",
+        "it has time jumps; the paper's setting is --steps 250 --eta 1, with 2,410 model calls",
     )
     for group, option, kind, argument, text in (
         (
@@ -353,14 +392,26 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
             "--model-calls",
             int,
             "num_model_calls",
-            "network calls a picture, at least 8 (default: 64)",
+            "number of network calls per picture, at least 8 (default: 64)",
         ),
-        (resampling, "--steps", int, "num_inference_steps", "inference steps T (default: 250)"),
-        (resampling, "--jump-length", int, "jump_length", "steps a jump goes back (default: 10)"),
-        (resampling, "--jump-n-sample", int, "jump_n_sample", "passes through each stretch (default: 10)"),
+        (resampling, "--steps", int, "num_inference_steps", "number of inference steps T (default: 250)"),
+        (
+            resampling,
+            "--jump-length",
+            int,
+            "jump_length",
+            "number of steps that a jump goes back (default: 10)",
+        ),
+        (
+            resampling,
+            "--jump-n-sample",
+            int,
+            "jump_n_sample",
+            "number of passes through each stretch (default: 10)",
+        ),
         (resampling, "--eta", float, "eta", "share of DDPM's noise, 0 to 1 (default: 0)"),
     ):
-        # Absent where it is not given: which of them are given decides between the two kinds of chain.
+        # SUPPRESS leaves an option out if it is not given. The given ones select the kind of schedule.
         group.add_argument(
             option,
             type=kind,

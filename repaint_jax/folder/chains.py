@@ -1,4 +1,7 @@
-"""Run batches of chains on devices: one device a batch, smaller where memory ends, saved on the way."""
+"""Run batches of chains, one device per batch.
+
+Batches are halved if they do not fit a device's memory, and unfinished chains can be saved.
+"""
 
 import hashlib
 import sys
@@ -20,24 +23,24 @@ from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.sampling.keys import keys_of_data
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
 
-_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as XLA says it, now and in earlier versions
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # the words of XLA, now and in earlier versions
 
 ModelOfRows = Callable[[int], tuple[Callable[..., jax.Array], Any]]
 
 
 class ChainRunner:
-    """Inpaints one batch after another, each on a device that is free.
+    """Inpaints batches, each on a free device.
 
-    Every device runs the same program, so that a batch has the same result, bit for bit, on any of them;
-    but where batches had to be halved to fit its memory, sums are rounded otherwise. Call it from as many
-    threads as there are devices.
+    Every device runs the same program, so a batch has the same result, bit for bit, on every device. The
+    exception are batches that were halved to fit a device's memory, whose sums are rounded differently.
+    Call the runner from as many threads as there are devices.
 
     Args:
-        state: with a schedule.
-        model_of: returns the model_fn and params for a number of rows.
-        batch_size: rows of every batch.
-        checkpoint_every: model calls after which an unfinished chain is saved, or None.
-        saved: folder for unfinished chains.
+        state: a state with a schedule.
+        model_of: a function that returns the model_fn and params for a number of rows.
+        batch_size: the number of rows of every batch.
+        checkpoint_every: the number of model calls after which an unfinished chain is saved, or None.
+        saved: the folder of unfinished chains.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class ChainRunner:
         self.devices = jax.local_devices()
         self.saved = saved
         self._state, self._model_of = state, model_of
-        self._rows = batch_size  # at a time; fewer once a device's memory was too small
+        self._rows = batch_size  # rows computed at a time; fewer after a device has run out of memory
         self._checkpoint_every = checkpoint_every
         self._models: dict[jax.Device, tuple[int, Any, Any]] = {}  # rows, model_fn, params
         self._placing = Lock()
@@ -62,10 +65,22 @@ class ChainRunner:
     def __call__(
         self, name: str, images: NDArray[np.float32], masks: NDArray[np.float32], keys: NDArray[np.uint32]
     ) -> NDArray[np.float32]:
-        """Inpaint images [batch_size, H, W, C]; keys are [batch_size, 2], the data of `seed_key`s.
+        """Inpaint a batch.
 
-        Unfinished chains are saved under `name` and a digest of the arrays: where these have changed, a
-        chain starts anew.
+        Unfinished chains are saved under `name` and a digest of the arrays. If the arrays have changed, a
+        chain starts from the beginning.
+
+        Args:
+            name: the name of the batch.
+            images: the images, [batch_size, H, W, C] in [-1, 1].
+            masks: the masks, [batch_size, H, W, 1].
+            keys: the data of keys as `seed_key` makes them, [batch_size, 2].
+
+        Returns:
+            The inpainted images, [batch_size, H, W, C].
+
+        Raises:
+            MemoryError: if a device cannot hold even one picture at a time.
         """
         device = self._free.get()
         try:
@@ -80,12 +95,14 @@ class ChainRunner:
                         reason = f"not even one picture at a time fits the memory of {device}"
                         raise MemoryError(reason) from None
                     self._rows = min(self._rows, rows // 2)
-                    tqdm.write(f"{rows} pictures at a time do not fit {device}: {self._rows}", sys.stderr)
+                    tqdm.write(
+                        f"{rows} pictures at a time do not fit {device}: now {self._rows}", sys.stderr
+                    )
         finally:
             self._free.put(device)
 
     def forget(self, name: str) -> None:
-        """Remove what is saved of a batch."""
+        """Remove the saved chains of a batch."""
         for path in self.saved.glob(f"{name}-*"):
             path.unlink(missing_ok=True)
 
@@ -98,10 +115,10 @@ class ChainRunner:
         rows: int,
         device: jax.Device,
     ) -> NDArray[np.float32]:
-        with self._placing:  # arrays that several threads copy at once come out broken
+        with self._placing:  # JAX corrupts arrays that several threads copy at once
             placed_rows, model_fn, params = self._models.pop(device, (0, None, None))
             if placed_rows != rows:
-                model_fn, params = self._model_of(rows)  # what was placed for more rows is let go of
+                model_fn, params = self._model_of(rows)  # replaces the params placed for more rows
                 params = jax.device_put(params, device)
             self._models[device] = rows, model_fn, params
         parts = []
@@ -135,7 +152,7 @@ class ChainRunner:
             done += stretch
             if done < total:
                 with (
-                    suppress(FileNotFoundError),  # removed by another process that has finished the batch
+                    suppress(FileNotFoundError),  # a process that finished the batch removed the file
                     whole_file(path) as unfinished,
                     unfinished.open("wb") as file,
                 ):
@@ -144,12 +161,12 @@ class ChainRunner:
 
 
 def _saved_carry(path: Path, new: ChainCarry) -> ChainCarry:
-    """Read a chain that was saved, or return the new one where there is none that can be read."""
+    """Read a saved chain, or return the new one if no saved chain can be read."""
     leaves, tree = jax.tree.flatten(new)
     try:
         with np.load(path) as saved:
             read = [saved[field] for field in saved.files]
-    except Exception:  # a damaged file raises whatever it likes
+    except Exception:  # a damaged file can raise anything
         return new
     if [(leaf.shape, leaf.dtype) for leaf in read] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
         return new

@@ -1,4 +1,4 @@
-"""What a run over a folder reads and writes: pictures, masks, results, and the record beside these."""
+"""The files of a run over a folder: pictures, masks, results, and the record of the run's settings."""
 
 import json
 import re
@@ -15,20 +15,20 @@ from repaint_jax.pictures.datasets import SUFFIXES, picture_names
 from repaint_jax.pictures.images import open_image
 
 RECORD = "repaint.json"
-CHAINS = ".chains"  # unfinished chains, below the folder of results
+CHAINS = ".chains"  # the folder of unfinished chains, in the folder of results
 
 
 class Result(NamedTuple):
     """A picture to make."""
 
-    name: str  # of the picture with the hole, relative to its folder
-    sample: int
-    path: Path
-    beside: Mapping[str, Path]  # what the official layout has beside it, by its folder
+    name: str  # the name of the input picture, relative to its folder
+    sample: int  # the number of the sample, from 0
+    path: Path  # the file of the result
+    beside: Mapping[str, Path]  # the other files of the official layout, by their folder's name
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files to write."""
+        """All files to write for this result."""
         return *self.beside.values(), self.path
 
 
@@ -48,7 +48,12 @@ def _by_stem(argument: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def pictures_to_inpaint(images: Path) -> list[str]:
-    """Names of the pictures, whose results must not collide."""
+    """Return the names of the pictures in a folder.
+
+    Raises:
+        ValueError: if the folder does not exist or has no pictures, or if the results of two pictures would
+            have the same name.
+    """
     if not images.is_dir():
         raise ValueError(f"images is {images}, which is not a folder")
     names = picture_names(images)
@@ -59,7 +64,16 @@ def pictures_to_inpaint(images: Path) -> list[str]:
 
 
 def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, Path]:
-    """Find the masks of the pictures that have one."""
+    """Return the mask of each picture that has one, by the picture's name.
+
+    Args:
+        masks: a mask for all pictures, or a folder of masks.
+        images: the folder of pictures.
+        names: the names of the pictures.
+
+    Raises:
+        ValueError: if masks cannot be used, is inside images, or has no mask for any picture.
+    """
     if images.resolve() in (masks.resolve(), *masks.resolve().parents):
         raise ValueError(f"masks is {masks}, expected it outside images, {images}")
     if masks.is_file():
@@ -79,7 +93,7 @@ def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, 
 def plan_results(
     output: Path, names: Sequence[str], num_samples: int, official_layout: bool
 ) -> list[Result]:
-    """List all results of a run, the samples of a picture one after another."""
+    """Return all results of a run, with the samples of a picture next to each other."""
 
     def path(kind: str, name: str, suffix: str = "") -> Path:
         return (output / kind if official_layout else output) / f"{_stem(name)}{suffix}.png"
@@ -97,7 +111,7 @@ def plan_results(
 
 
 def refuse_output_among_inputs(output: Path, images: Path, masks: Path, results: Sequence[Result]) -> None:
-    """What is read must not be overwritten, nor taken for a result."""
+    """Raise if a result would overwrite an input, or if an input could be mistaken for a result."""
     written = {path.resolve() for result in results for path in result.paths}
     folders = {path.parent for path in written}
     for name, source in (("images", images), ("masks", masks)):
@@ -110,12 +124,12 @@ def is_there(path: Path) -> bool:
     """Whether a result has been written."""
     try:
         return path.is_file() and path.stat().st_size > 0
-    except OSError:  # its name is too long
+    except OSError:  # the name is too long
         return False
 
 
 def record_settings(output: Path, settings: Mapping[str, Any], results: Sequence[Result]) -> None:
-    """Write the settings beside the results, or refuse results of others."""
+    """Write the settings next to the results, or raise if the results there have other settings."""
     settings = json.loads(json.dumps(settings, default=np.generic.item))
     path = output / RECORD
     recorded = read_json(path).get("settings") if path.exists() else None
@@ -140,12 +154,12 @@ def record_settings(output: Path, settings: Mapping[str, Any], results: Sequence
 
 
 def tidy(output: Path, results: Sequence[Result], is_ours: Callable[[int], bool]) -> None:
-    """Remove what killed runs have left of results that are whole now."""
+    """Remove the unfinished files and saved chains of killed runs, once all their results are complete."""
     for unfinished in unfinished_files(path for result in results for path in result.paths):
         unfinished.unlink(missing_ok=True)
     for saved in (output / CHAINS).glob("*"):
         batch = re.match(r"(\d+)-", saved.name)
         if saved.name.endswith(".unfinished") or (batch and is_ours(int(batch[1]))):
             saved.unlink(missing_ok=True)
-    with suppress(OSError):  # other processes have chains there, or nobody ever had
+    with suppress(OSError):  # other processes still have chains there, or the folder never existed
         (output / CHAINS).rmdir()

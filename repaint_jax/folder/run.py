@@ -1,9 +1,9 @@
-"""Inpaint a folder of pictures on all devices, whatever happens on the way.
+"""Inpaint a folder of pictures on all devices, resumably.
 
-The results to make, `num_samples` of each picture, are numbered in the order of the pictures' names and cut
-into batches. A batch is always made of the same results in the same places, whatever is finished already,
-and goes as a whole to one device: a resumed run, and one on more devices or hosts, writes the same bytes. A
-picture that cannot be used leaves its place in the batch empty.
+The results, `num_samples` for each picture, are numbered in the order of the pictures' names and divided
+into batches. A batch always contains the same results at the same positions, even if some of them are
+already finished, and runs on one device. So a resumed run, and a run on more devices or hosts, writes the
+same bytes. A picture that cannot be used leaves its position in the batch empty.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.keys import seed_key
 
-LONGEST_NAME = 255  # bytes, of a file
+LONGEST_NAME = 255  # the longest name of a file, in bytes
 
 
 class Decoded(NamedTuple):
@@ -54,19 +54,19 @@ class Decoded(NamedTuple):
 
     image: NDArray[np.float32]  # [H, W, C]
     mask: NDArray[np.float32]  # [H, W, 1]
-    profile: bytes | None  # ICC, of its colours
+    profile: bytes | None  # the ICC profile of its colours
 
 
 class Batch(NamedTuple):
-    """Results that are computed together, and what they are computed from; rows without a picture are 0."""
+    """Results that are computed together, and their inputs. Rows without a picture are 0."""
 
     number: int
     results: Sequence[Result]
     images: NDArray[np.float32]  # [batch_size, H, W, C]
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
-    keys: NDArray[np.uint32]  # [batch_size, 2], a key's data for each row
-    profiles: Mapping[str, bytes | None]  # of the pictures' colours, by their names
-    failures: dict[str, str]  # why a picture cannot be used, by its name
+    keys: NDArray[np.uint32]  # [batch_size, 2], the data of a key for each row
+    profiles: Mapping[str, bytes | None]  # ICC profiles of the pictures, by their names
+    failures: dict[str, str]  # the reason why a picture cannot be used, by its name
     missing: Sequence[int]  # rows whose results are still to be made
 
 
@@ -89,41 +89,42 @@ def inpaint_folder(
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict[str, str]:
-    """Inpaint all pictures below a folder; started again it makes what is still missing.
+    """Inpaint all pictures below a folder. A run that was stopped resumes with the missing results.
 
-    A result depends on the run's seed and the picture's name, not on its place among the others. Known
-    pixels keep their values exactly. A result that is there is not made again, even where its picture or
-    mask has changed since.
+    A result depends on the run's seed and the picture's name, and not on the other pictures. Known pixels
+    keep their values exactly. Existing results are kept, even if their picture or mask has changed since.
 
     Args:
         pipe: the model.
-        images: folder of pictures, at any depth, each of the model's size; links to folders are not
+        images: the folder of pictures, at any depth, each of the model's size. Links to folders are not
             followed.
-        masks: a mask for all of them, or a folder with a mask for each, under the picture's own name
-            with any picture's suffix; white keeps, black inpaints.
-        output: folder for the results, `NAME.png`, or `NAME-1.png` and so on for several samples; a record
-            of the run's settings, `repaint.json`, stands beside them.
+        masks: one mask for all pictures, or a folder with a mask for each picture. A mask has the picture's
+            name, with the suffix of any picture format. White keeps a pixel, black inpaints it.
+        output: the folder of the results, `NAME.png`, or `NAME-1.png` and so on for several samples. It
+            also gets a record of the run's settings, `repaint.json`.
         schedule: the keyword arguments of `RePaintPipeline.set_timesteps`.
-        seed: of the noise.
-        num_samples: results for each picture.
-        batch_size: results that a device computes at a time.
-        resize: resize pictures and masks together to the model's size.
-        class_label: for all pictures; see `RePaintPipeline`, as for guidance_scale.
-        guidance_scale: how far to follow a classifier.
-        official_layout: write the four folders of the official code: `inpainted`, `gt`, `gt_masked` and
-            `gt_keep_mask`.
-        checkpoint_every: model calls after which unfinished chains are saved; they resume there.
+        seed: the seed of the noise.
+        num_samples: the number of results for each picture.
+        batch_size: the number of results that a device computes at a time.
+        resize: whether to resize pictures and masks together to the model's size.
+        class_label: the class label of all pictures, see `RePaintPipeline`.
+        guidance_scale: the strength of the guidance, see `RePaintPipeline`.
+        official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
+            `gt_masked` and `gt_keep_mask`.
+        checkpoint_every: the number of model calls after which unfinished chains are saved. A later run
+            resumes them from there.
         described: more settings for the record, such as the model's name.
-        process_index: which of `process_count` processes this is; each takes its share of the batches.
-        process_count: how many processes there are.
+        process_index: the index of this process among `process_count` processes. Each process takes its
+            share of the batches.
+        process_count: the number of processes.
 
     Returns:
-        Of the pictures that this process could not use, by name, why not.
+        The pictures that this process could not use, by name, with the reason.
 
     Raises:
-        ValueError: the folders cannot be used, or output holds the results of other settings.
-        OSError: a result cannot be written.
-        MemoryError: not even one picture at a time fits the device.
+        ValueError: if the folders cannot be used, or output holds the results of other settings.
+        OSError: if a result cannot be written.
+        MemoryError: if a device cannot hold even one picture at a time.
     """
     for name, value in (
         ("num_samples", num_samples),
@@ -147,7 +148,7 @@ def inpaint_folder(
             labels = checked_labels("class_label", class_label, rows, pipe.unet_config, pipe.classifier)
         return pipe.guided_model(state.config, labels, guidance_scale=guidance_scale)
 
-    model_of(1)  # refuses labels and scales that do not fit the model
+    model_of(1)  # raises if the label or the scale does not fit the model
     results = plan_results(output, names, num_samples, official_layout)
     refuse_output_among_inputs(output, images, masks, results)
     settings = {
@@ -196,7 +197,7 @@ def _run(
     bar: "tqdm[Any]",
     num_model_calls: int,
 ) -> dict[str, str]:
-    """Decode, compute and encode at the same time, with a few batches on the way."""
+    """Decode, compute and encode at the same time, with a few batches in flight."""
     devices = len(chains.devices)
     failures: dict[str, str] = {}
     computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
@@ -242,7 +243,7 @@ def _run(
         while computed:
             finish_oldest()
         finish_writing()
-    finally:  # after an error or Ctrl-C; a chain that runs cannot be stopped, and is not waited for here
+    finally:  # after an error or Ctrl-C; a running chain cannot be stopped, so do not wait for it
         computing.shutdown(wait=False, cancel_futures=True)
         files.shutdown(cancel_futures=True)
     return failures
@@ -270,7 +271,7 @@ def _load(
         if name not in decoded and name not in failures:
             try:
                 decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
-            except Exception as error:  # decoders raise whatever they like
+            except Exception as error:  # decoders can raise anything
                 failures[name] = " ".join(str(error).split())
         if name in decoded:
             pixels[row], holes[row] = decoded[name].image, decoded[name].mask
@@ -288,7 +289,7 @@ def _load(
 
 @jax.jit
 def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
-    """Fold each row of words [N, n] into the key, and return the data of the N keys."""
+    """Fold each row of words [N, n] into the key, and return the data [N, 2] of the N keys."""
 
     def of_row(row: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, len(row), lambda i, key: jax.random.fold_in(key, row[i]), run_key)
@@ -300,7 +301,7 @@ def _decode(
     image_path: Path, mask_path: Path | None, image_shape: tuple[int, int, int], resize: bool
 ) -> Decoded:
     if mask_path is None:
-        raise ValueError("there is no mask of its name")
+        raise ValueError("there is no mask of the same name")
     image, mask = open_image(image_path), open_image(mask_path)
     profile = colour_profile(image, image_shape)
     if resize:
@@ -309,7 +310,7 @@ def _decode(
 
 
 def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
-    """Write a result, after what the official layout has beside it."""
+    """Write a result, after the other files that the official layout has for it."""
     result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
     profile = batch.profiles[result.name]
     known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}

@@ -1,4 +1,4 @@
-"""Networks, their checkpoints, and the adapters from Flax modules to `model_fn`."""
+"""Networks, their checkpoints, and adapters from Flax modules to `model_fn`."""
 
 from repaint_jax.models.adapters import linen_model_fn, nnx_model_fn
 from repaint_jax.models.checkpoints import load_unet2d, save_unet2d

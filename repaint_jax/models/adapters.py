@@ -1,4 +1,4 @@
-"""From a Flax module to the `model_fn(params, sample, timestep)` that `inpaint` takes."""
+"""Make the `model_fn(params, sample, timestep)` that `inpaint` needs from a Flax module."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -10,10 +10,18 @@ from repaint_jax.sampling.inpaint import ModelFn
 
 
 def linen_model_fn(module: linen.Module) -> ModelFn:
-    """Adapt a linen module whose `__call__` takes (sample, timestep), and perhaps class labels.
+    """Make a `model_fn` from a Flax linen module.
 
-    The params to pass to `inpaint` are what `module.init` returned, or its entry "params" alone. Make the
-    function once and keep it: `inpaint` compiles anew for every new function.
+    Call this function once and reuse its result: `inpaint` compiles again for every new `model_fn`.
+
+    Args:
+        module: a module whose `__call__` takes (sample, timestep), and optionally class labels.
+
+    Returns:
+        A `model_fn`. Its params are the variables that `module.init` returns, or their entry "params".
+
+    Raises:
+        TypeError: module is not a linen module.
     """
     if not isinstance(module, linen.Module):
         raise TypeError(f"module is a {type(module).__name__}, expected a linen.Module")
@@ -27,13 +35,21 @@ def linen_model_fn(module: linen.Module) -> ModelFn:
 
 
 def nnx_model_fn(module: nnx.Module) -> tuple[ModelFn, nnx.State]:
-    """Split an NNX module whose `__call__` takes (sample, timestep) into a function and its params.
+    """Split a Flax NNX module into a `model_fn` and its params.
 
-    Where the module takes class labels as well, so does the function, as its fourth argument.
+    Call this function once and reuse its result: `inpaint` compiles again for every new `model_fn`. The
+    function and the params belong to a copy of the module in inference mode (no dropout, stored batch
+    statistics). Later changes of the module do not affect them.
 
-    Make the function once and keep it: `inpaint` compiles anew for every new function. Function and params
-    are of a copy in inference mode (no dropout, batch statistics as they are), so what happens to the
-    module afterwards does not change them.
+    Args:
+        module: a module whose `__call__` takes (sample, timestep), and optionally class labels.
+
+    Returns:
+        The `model_fn` and its params. If the module takes class labels, they are the fourth argument of
+        the `model_fn`.
+
+    Raises:
+        TypeError: module is not an NNX module.
     """
     if not isinstance(module, nnx.Module):
         raise TypeError(f"module is a {type(module).__name__}, expected an nnx.Module")

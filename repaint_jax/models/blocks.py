@@ -1,7 +1,7 @@
-"""What U-Nets are made of: norms, residual blocks, attention, and the levels built from them.
+"""The layers and blocks of U-Nets: norms, residual blocks, attention, and the levels built from them.
 
-Channels last, in Flax NNX. Attribute names are those of diffusers' state dict, so that a path such as
-`down_blocks.0.resnets.1.norm1` is at once the module here and the key in a checkpoint.
+The modules use Flax NNX, with channels last. Attribute names are those of diffusers' state dict: a path
+such as `down_blocks.0.resnets.1.norm1` names both a module here and a key in a checkpoint.
 """
 
 import math
@@ -31,7 +31,10 @@ class Timesteps(nnx.Module):
 
 
 class GaussianFourierProjection(nnx.Module):
-    """Waves of random frequencies over the noise level's logarithm (Song et al., arXiv 2011.13456)."""
+    """Sinusoidal embedding of the noise level's logarithm, with random frequencies.
+
+    Song et al., arXiv 2011.13456.
+    """
 
     def __init__(self, c: UNet2DConfig, *, rngs: nnx.Rngs):
         self.features = 2 * c.block_out_channels[0]
@@ -44,10 +47,10 @@ class GaussianFourierProjection(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494) in float32 whatever the input's dtype.
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494), computed in float32 for every input dtype.
 
-    Sums are taken per channel first and per group afterwards: the first reduction then runs along the
-    array's layout, which is most of the cost.
+    The module sums over the pixels of each channel first, and then over the channels of each group. The
+    first sum, which is most of the cost, then runs along the array's memory layout.
     """
 
     def __init__(self, channels: int, num_groups: int, eps: float):
@@ -77,20 +80,22 @@ def upsampled(x: jax.Array) -> jax.Array:
 
 
 def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-    """Return `conv(upsampled(x))`, for a 3x3 convolution, in 4/9 of the multiplications.
+    """Return `conv(upsampled(x))` for a 3x3 convolution, with 4/9 of the multiplications.
 
-    Two of the three rows that a window covers are copies of one: each of the 2x2 pixels that a pixel
-    becomes sees 2x2 pixels of x, through a kernel with rows and columns added up.
+    Two of the three rows in a window are copies of the same row of x, and the same holds for columns. Each
+    output pixel therefore depends on 2x2 pixels of x, through a 2x2 kernel of sums of rows and columns of
+    the 3x3 kernel. The four output pixels of each pixel of x have four such kernels.
     """
 
     def halves(kernel: jax.Array, axis: int) -> list[tuple[jax.Array, tuple[int, int]]]:
-        """Give the kernels, with their padding, of results at even and at odd places along an axis."""
+        """Return kernel and padding for the outputs at even and at odd positions along an axis."""
         first, middle, last = jnp.split(kernel, 3, axis)
         even = jnp.concatenate([first, middle + last], axis)
         odd = jnp.concatenate([first + middle, last], axis)
         return [(even, (1, 0)), (odd, (0, 1))]
 
     batch, height, width, _ = x.shape
+    # One pair of axes is merged at a time: JAX cannot tell the sharding of two at once on explicit meshes.
     rows = [
         jnp.stack(
             [
@@ -100,7 +105,7 @@ def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
                 for kernel, beside in halves(of_rows, 1)
             ],
             axis=3,
-        )
+        ).reshape(batch, height, 2 * width, -1)
         for of_rows, above in halves(conv.kernel[...], 0)
     ]
     result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
@@ -110,14 +115,15 @@ def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
 def downsampled(x: jax.Array) -> jax.Array:
     """Halve height and width by averaging pixels."""
     batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width, channels)  # a split at a time, as in `convolve_upsampled`
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 class ResnetBlock2D(nnx.Module):
-    """Two 3x3 convolutions, the time embedding between them, and a residual around them.
+    """Two 3x3 convolutions with the time embedding between them and a residual connection around them.
 
-    `resample` is applied before the first convolution and to the residual. As in DDPM the last
-    convolution starts at zero, so that an untrained block is the identity.
+    `resample` is applied before the first convolution and to the residual. As in DDPM, the last convolution
+    is initialised with zeros, so an untrained block is the identity.
     """
 
     def __init__(
@@ -168,10 +174,11 @@ class ResnetBlock2D(nnx.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:  # each [B, pixels, heads, channels]
-    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), its logits and softmax in float32.
+    """Compute scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
-    Not `jax.nn.dot_product_attention`: with several heads its products run along strided axes, and a CPU
-    takes 2 to 5 times as long for them at 1024 pixels.
+    Logits and softmax are in float32. This function replaces `jax.nn.dot_product_attention`, whose products
+    run along strided axes if there are several heads. On a CPU they take 2 to 5 times as long at 1024
+    pixels.
     """
     q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
     logits = jnp.einsum("bnqc,bnkc->bnqk", q, k, preferred_element_type=jnp.float32)
@@ -180,7 +187,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:  # each [B, p
 
 
 class Attention(nnx.Module):
-    """Self-attention over all pixels, with a group norm before it and a residual around it."""
+    """Self-attention over all pixels, with a group norm before it and a residual connection around it."""
 
     def __init__(
         self,
@@ -214,10 +221,10 @@ class Attention(nnx.Module):
 
 
 class Downsample2D(nnx.Module):
-    """Halve height and width by a strided 3x3 convolution."""
+    """Halve height and width with a strided 3x3 convolution."""
 
     def __init__(self, channels: int, padding: int, *, rngs: nnx.Rngs):
-        # padding 0 is DDPM's: one row of zeros below and one column of zeros to the right.
+        # padding 0 means DDPM's padding: one row of zeros below and one column of zeros to the right.
         pads = (padding, padding) if padding else (0, 1)
         self.conv = nnx.Conv(channels, channels, (3, 3), strides=(2, 2), padding=(pads, pads), rngs=rngs)
 
@@ -226,7 +233,7 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+    """Double height and width with nearest-neighbour upsampling, then apply a 3x3 convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
@@ -236,7 +243,7 @@ class Upsample2D(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """A level on the way down; returns its result and what the way up will concatenate."""
+    """A level of the down path. It returns its result and the skip connections for the up path."""
 
     def __init__(
         self,
@@ -255,7 +262,7 @@ class DownBlock(nnx.Module):
             if kind == "AttnDownBlock2D"
             else []
         )
-        # diffusers' DownBlock2D always has a convolution, whatever downsample_type says.
+        # diffusers' DownBlock2D always uses a convolution and ignores downsample_type.
         by_resnet = kind == "ResnetDownsampleBlock2D" or (
             kind == "AttnDownBlock2D" and c.downsample_type == "resnet"
         )
@@ -280,7 +287,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """The coarsest level: resnet, attention, resnet."""
+    """The coarsest level: a resnet, attention and a resnet."""
 
     def __init__(self, c: UNet2DConfig, *, rngs: nnx.Rngs):
         channels, scale = c.block_out_channels[-1], c.mid_block_scale_factor
@@ -301,7 +308,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """A level on the way up; each resnet takes one of the way down's results beside its input."""
+    """A level of the up path. Each resnet takes its input and one skip connection of the down path."""
 
     def __init__(
         self,
@@ -347,7 +354,7 @@ class UpBlock(nnx.Module):
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers between the sinusoids and the resnets."""
+    """Two linear layers between the sinusoidal embedding and the resnets."""
 
     def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
         self.linear_1 = nnx.Linear(in_features, features, rngs=rngs)

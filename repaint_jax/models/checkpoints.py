@@ -1,8 +1,8 @@
-"""Models in diffusers' folder layout: `config.json` and weights under diffusers' names.
+"""Read and write models in diffusers' folder layout: `config.json`, and weights under diffusers' names.
 
-A Flax parameter is a torch tensor under another name and with its axes in another order: convolution
-kernels are HWIO here and OIHW there, the matrices of linear layers are transposed. Checkpoints from before
-diffusers 0.12 have other names for the four layers of an attention; they load too.
+A Flax parameter has another name than the torch tensor, and another order of axes. Convolution kernels are
+HWIO in Flax and OIHW in torch, and the matrices of linear layers are transposed. Checkpoints from before
+diffusers 0.12 have other names for the four layers of an attention block. They can be loaded too.
 """
 
 import shutil
@@ -32,7 +32,7 @@ Weights = Mapping[str, NDArray[Any]]
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels; all else has the same axes in both
+_TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels; other tensors have the same axes in both
 
 
 def load_unet2d(
@@ -42,43 +42,46 @@ def load_unet2d(
     dtype: Any = None,
     revision: str | None = None,
 ) -> UNet2D:
-    """Load a `UNet2DModel` that diffusers, or `save_unet2d`, saved.
+    """Load a `UNet2DModel` that diffusers or `save_unet2d` saved.
 
     Args:
-        path_or_repo: the folder with `config.json` and the weights (safetensors, whole or in shards; or a
-            `.bin` file, which needs torch), or a repository of the Hugging Face hub.
-        subfolder: folder in it; pipelines keep their model under "unet".
-        dtype: of the parameters, and so of the model's arithmetic; float32 where it is None.
+        path_or_repo: a folder with `config.json` and the weights (safetensors in one file or in shards, or
+            a `.bin` file, which needs torch), or the name of a repository on the Hugging Face hub.
+        subfolder: the subfolder that has the model. In a pipeline it is "unet".
+        dtype: dtype of the parameters and of the model's arithmetic; None means float32.
         revision: branch, tag or commit on the hub.
 
+    Returns:
+        The model.
+
     Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: a file that is damaged, or whose tensors are not the architecture's.
+        FileNotFoundError: the folder or a file does not exist.
+        ValueError: a file is damaged, or its tensors do not fit the architecture.
     """
     folder = download_model(path_or_repo, (subfolder or "",), revision=revision) / (subfolder or "")
     return _load_folder(UNet2D, "UNet2DModel", folder, dtype)
 
 
 def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) -> None:
-    """Write `config.json` and safetensors weights that diffusers' `UNet2DModel` loads.
+    """Write `config.json` and safetensors weights that diffusers' `UNet2DModel` can load.
 
     Args:
         module: the model.
-        folder: created where it is missing.
-        dtype: of the stored weights, a NumPy dtype; float16 halves the file.
+        folder: the folder to write. It is created if it is missing.
+        dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
     """
     _save_folder(module, "UNet2DModel", Path(folder), dtype)
 
 
 def load_unet2d_classifier(folder: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
-    """Load a classifier that `save_unet2d_classifier` saved; see `load_unet2d`."""
+    """Load a classifier that `save_unet2d_classifier` saved; `load_unet2d` describes the arguments."""
     return _load_folder(UNet2DClassifier, "UNet2DClassifier", download_model(folder, ("",)), dtype)
 
 
 def save_unet2d_classifier(
     module: UNet2DClassifier, folder: str | Path, *, dtype: Any = np.float32
 ) -> None:
-    """Write `config.json` and safetensors weights; see `save_unet2d`."""
+    """Write a classifier as `config.json` and safetensors; `save_unet2d` describes the arguments."""
     _save_folder(module, "UNet2DClassifier", Path(folder), dtype)
 
 
@@ -88,7 +91,16 @@ def download_model(
     other_files: tuple[str, ...] = (),
     revision: str | None = None,
 ) -> Path:
-    """Return a model's folder; from the hub it takes torch's own format only where there is no other."""
+    """Return a model's folder, after downloading it if it is on the hub.
+
+    Weights in torch's format are downloaded only if there are no safetensors.
+
+    Args:
+        path_or_repo: a folder, or the name of a repository on the Hugging Face hub.
+        subfolders: subfolders with a model; "" is the folder itself.
+        other_files: other files to download.
+        revision: branch, tag or commit on the hub.
+    """
 
     def patterns(*names: str) -> list[str]:
         return [f"{subfolder}/{name}" if subfolder else name for subfolder in subfolders for name in names]
@@ -103,7 +115,7 @@ def download_model(
 
 
 def open_weights(folder: Path) -> tuple[Weights, Path]:
-    """Open the weights in a folder, to be read one by one; also return their file."""
+    """Open the weights in a folder, which are read one by one, and return them with their file."""
     for name, kind in (
         (WEIGHTS_NAME, SafetensorsFiles),
         (SHARDED_WEIGHTS_NAME, SafetensorsFiles),
@@ -132,20 +144,24 @@ def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -
         tensors[name] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
     write_json(folder / CONFIG_NAME, {**module.config.to_dict(), "_class_name": class_name})
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG_NAME, folder / WEIGHTS_NAME)  # safetensors makes it the user's alone
+    shutil.copymode(folder / CONFIG_NAME, folder / WEIGHTS_NAME)  # safetensors lets only the owner read it
 
 
 def load_module(make: Callable[[], Network], weights: Weights, source: Path, dtype: Any) -> Network:
-    """Make a module without initialising it, and fill it with weights of diffusers' names.
+    """Make a module without initialising it, and load weights into it.
 
     Args:
-        make: makes the module.
-        weights: tensors under diffusers' names; each is read once, cast once and put on the device.
-        source: the file that errors name.
-        dtype: of the parameters; float32 where it is None.
+        make: a function that makes the module.
+        weights: tensors under diffusers' names. Each is read once, cast once and put on the device.
+        source: the file that error messages name.
+        dtype: dtype of the parameters; None means float32.
+
+    Returns:
+        The module with the weights.
 
     Raises:
-        ValueError: naming the tensor that is missing, left over, of another shape or not finite.
+        ValueError: a tensor is missing or left over, or has a wrong shape, a wrong dtype or values that are
+            not finite. The message names the tensor.
     """
     dtype = jnp.float32 if dtype is None else dtype
     module = nnx.eval_shape(make)

@@ -1,4 +1,4 @@
-"""The classifier of noisy pictures that guides a model (Dhariwal and Nichol 2021, arXiv 2105.05233)."""
+"""A classifier of noisy pictures, for guidance (Dhariwal and Nichol 2021, arXiv 2105.05233)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,10 @@ from repaint_jax.models.unet2d_config import UNet2DConfig
 
 
 class AttentionPool2D(nnx.Module):
-    """Attention of the pixels' mean over all pixels, as in CLIP (Radford et al. 2021, arXiv 2103.00020)."""
+    """Attention pooling as in CLIP (Radford et al. 2021, arXiv 2103.00020).
+
+    The query is the mean of all pixels. It attends to all pixels and to the mean.
+    """
 
     def __init__(self, pixels: int, channels: int, heads: int, out_features: int, *, rngs: nnx.Rngs):
         self.positional_embedding = nnx.Param(
@@ -36,10 +39,15 @@ class AttentionPool2D(nnx.Module):
 
 
 class UNet2DClassifier(Encoder2D):
-    """The way down and the middle of the `UNet2D` that `config` describes, pooled to logits.
+    """A classifier with the down path and the middle block of a `UNet2D`, and attention pooling to logits.
 
-    Call it with `sample` [B, H, W, in_channels] of size config.sample_size (or one image
-    [H, W, in_channels]) and `timestep` [] or [B]; it returns logits [B, out_channels] ([out_channels]).
+    Call it with `sample`, [B, H, W, in_channels] or one image [H, W, in_channels], of size
+    config.sample_size, and `timestep`, [] or [B]. It returns logits [B, out_channels], or [out_channels]
+    for one image.
+
+    Args:
+        config: the architecture of the `UNet2D`. out_channels is the number of classes.
+        rngs: random numbers for the initial parameters.
     """
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):

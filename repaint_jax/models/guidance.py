@@ -1,7 +1,8 @@
-"""Class labels and guidance: functions around a `model_fn` that are a `model_fn` again.
+"""Class labels and guidance: callables that wrap a `model_fn` and are themselves a `model_fn`.
 
-Labels, scales and the classifier's weights are part of the params, so that new ones compile nothing. Two of
-these functions are equal when they wrap equal functions; they may be made anew for each call of `inpaint`.
+Labels, scales and the classifier's weights are part of the params, so new values do not compile again. Two
+of these callables are equal if they wrap equal functions, so a new one can be made for each call of
+`inpaint`.
 """
 
 import dataclasses
@@ -25,11 +26,11 @@ CondFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ClassConditional:
-    """A model that is told the classes; its params are `(model_params, class_labels)`.
+    """A class-conditional model. Its params are `(model_params, class_labels)`.
 
     Attributes:
-        model_fn: `model_fn(params, sample, timestep, class_labels)`, such as `nnx_model_fn` of a
-            class-conditional `UNet2D` returns. class_labels are one for each image, int32 [B] or [].
+        model_fn: `model_fn(params, sample, timestep, class_labels)`. `nnx_model_fn` of a class-conditional
+            `UNet2D` returns such a function. class_labels has one label for each image, int32 [B] or [].
     """
 
     model_fn: ConditionalModelFn
@@ -41,14 +42,14 @@ class ClassConditional:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """Go beyond the class-conditional prediction, away from the unconditional one.
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
-    `unconditional + guidance_scale (conditional - unconditional)`, Ho and Salimans 2022 (arXiv 2207.12598),
-    eq. 6 with guidance_scale = 1 + w; 1 is the conditional model itself. A learned variance is that of the
-    conditional one. Both predictions are one call with twice the batch.
+    The prediction is `unconditional + guidance_scale (conditional - unconditional)`, with guidance_scale =
+    1 + w in the paper's notation; 1 gives the conditional model. A learned variance is that of the
+    conditional model. Both predictions are computed in one call with twice the batch.
 
-    The params are `(model_params, class_labels, null_labels, guidance_scale)`: null_labels, of
-    class_labels' shape, is the label that the model was trained with for "no class".
+    The params are `(model_params, class_labels, null_labels, guidance_scale)`. null_labels has the shape of
+    class_labels, and is the label for "no class" in the model's training.
 
     Attributes:
         model_fn: `model_fn(params, sample, timestep, class_labels)`.
@@ -71,20 +72,21 @@ class ClassifierFreeGuidance:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierGuidance:
-    """Follow the gradient of log p(y | x_t), Dhariwal and Nichol 2021 (arXiv 2105.05233), algorithm 2.
+    """Classifier guidance (Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 2).
 
-    `eps - guidance_scale sqrt(1 - abar) grad log p(y | x_t)`, and the same shift in the terms of x0 and v.
-    The official RePaint code shifts the step's mean by variance * guidance_scale * grad instead (algorithm
-    1); the two differ by the ratio of that variance to beta, which is near 1 but for the last steps, and in
-    that this shift comes before x0 is clipped.
+    The prediction is `eps - guidance_scale sqrt(1 - abar) grad log p(y | x_t)`. For models that predict x0
+    or v, it is the same shift in these terms. The official RePaint code instead shifts the mean of the step
+    by variance * guidance_scale * grad (algorithm 1). The two differ by the ratio of that variance to beta,
+    which is near 1 except in the last steps. They also differ because the shift here comes before x0 is
+    clipped.
 
     The params are `(model_params, cond_params, guidance_scale)`.
 
     Attributes:
         model_fn: `model_fn(params, sample, timestep)`.
-        cond_fn: `cond_fn(cond_params, sample, timestep)`, the gradient, of the sample's shape; such as a
-            `ClassifierGradient`.
-        config: of the scheduler, `state.config`: its noise levels and prediction type.
+        cond_fn: `cond_fn(cond_params, sample, timestep)`, which returns the gradient of log p(y | x_t), of
+            the sample's shape; for example a `ClassifierGradient`.
+        config: the scheduler's settings, `state.config`, for the noise levels and the prediction type.
     """
 
     model_fn: ModelFn
@@ -110,11 +112,11 @@ class ClassifierGuidance:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierGradient:
-    """Gradient of a classifier's log p(y | x_t); its params are `(classifier_params, class_labels)`.
+    """The gradient of a classifier's log p(y | x_t). Its params are `(classifier_params, class_labels)`.
 
     Attributes:
-        classifier_fn: `classifier_fn(params, sample, timestep)` -> logits [B, classes] or [classes], such
-            as `nnx_model_fn` of a `UNet2DClassifier` returns.
+        classifier_fn: `classifier_fn(params, sample, timestep)`, which returns logits [B, classes] or
+            [classes]. `nnx_model_fn` of a `UNet2DClassifier` returns such a function.
     """
 
     classifier_fn: ModelFn
@@ -134,8 +136,8 @@ class Classifier(NamedTuple):
     """A classifier of noisy pictures."""
 
     classifier_fn: Callable[..., jax.Array]  # (params, sample, timestep) -> logits [B, num_classes]
-    params: Any
-    num_classes: int
+    params: Any  # the parameters of classifier_fn
+    num_classes: int  # the number of classes
 
 
 def checked_labels(
@@ -145,14 +147,17 @@ def checked_labels(
     unet_config: UNet2DConfig | None = None,
     classifier: Classifier | None = None,
 ) -> NDArray[np.int32]:  # [num_images]
-    """Return one label for each image, or refuse those that the model or the classifier does not know.
+    """Return one label for each image, or raise if the model or the classifier does not know a label.
 
     Args:
-        name: the parameter, for messages.
-        class_labels: one for all images or one for each, integers.
-        num_images: how many there are.
-        unet_config: of the model, where that is a UNet2D.
-        classifier: to guide with.
+        name: name of the parameter, for messages.
+        class_labels: one integer for all images, or one for each image.
+        num_images: number of images.
+        unet_config: architecture of the model if it is a UNet2D, or None.
+        classifier: the classifier for guidance, or None.
+
+    Raises:
+        ValueError: the labels have a wrong shape, dtype or range, or the model takes embeddings.
     """
     if unet_config is not None and unet_config.class_embed_type == "identity":
         raise ValueError(
@@ -186,19 +191,26 @@ def guided_model(
     unet_config: UNet2DConfig | None = None,
     classifier: Classifier | None = None,
 ) -> tuple[ModelFn, Any]:
-    """Put around a model what its labels and its guidance ask for.
+    """Wrap a model in the callables that its labels and its guidance need.
 
     Args:
-        model_fn: the model; with a fourth argument, the labels, where unet_config is class-conditional.
-        params: its parameters.
-        config: of the scheduler.
-        class_labels: [B], one for each image of the batch, or None.
-        guidance_scale, null_label, cond_fn, cond_params: as `RePaintPipeline` takes them.
-        unet_config: of the model, where that is a UNet2D.
-        classifier: to guide with, where cond_fn is None.
+        model_fn: the model. If unet_config is class-conditional, its fourth argument is the labels.
+        params: the model's parameters.
+        config: the scheduler's settings.
+        class_labels: labels [B], one for each image of the batch, or None.
+        guidance_scale: see `RePaintPipeline`.
+        null_label: see `RePaintPipeline`.
+        cond_fn: see `RePaintPipeline`.
+        cond_params: see `RePaintPipeline`.
+        unet_config: architecture of the model if it is a UNet2D, or None.
+        classifier: the classifier for guidance, used if cond_fn is None.
 
     Returns:
         `model_fn(params, sample, timestep)` and its params.
+
+    Raises:
+        ValueError: the labels, the guidance and the model do not fit together.
+        TypeError: cond_fn is not a function.
     """
     conditional = unet_config is not None and unet_config.is_class_conditional
     follows_gradient = cond_fn is not None or classifier is not None

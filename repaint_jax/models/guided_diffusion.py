@@ -1,10 +1,11 @@
-"""Checkpoints of openai/guided-diffusion, which the official RePaint models are, under diffusers' names.
+"""Load checkpoints of openai/guided-diffusion, the format of the official RePaint models.
 
-Its U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233) is a `UNet2D` with scale-shift norms and resampling
-resnets. Three things differ in a file: the names, the attention's queries, keys and values lie in one
-matrix, and no configuration stands beside it. Nearly all of the architecture can be read off the weights;
-what cannot (heads, their order, the pictures' size, the noise levels) is what every published 256 px model
-has, or comes from the `.yml` file of its dataset.
+The U-Net of guided-diffusion (Dhariwal and Nichol 2021, arXiv 2105.05233) is a `UNet2D` with scale-shift
+norms and resampling resnets. Its files differ from diffusers' files in three ways: the tensors have other
+names, the queries, keys and values of an attention block are in one matrix, and there is no config file.
+Nearly all of the architecture follows from the names and shapes of the weights. The rest (the heads, their
+order, the size of the pictures, the noise levels) comes from the `.yml` file of the dataset. Without that
+file, the values of the published 256 px models are used.
 """
 
 import math
@@ -28,7 +29,7 @@ Setting = TypeVar("Setting", bool, int, str)
 
 HEAD_CHANNELS = 64  # of all published 256 px models and classifiers
 NUM_GROUPS = 32
-_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}  # by the levels' widths
+_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}  # by the widths of the levels
 
 _OUTER_LAYERS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -55,12 +56,21 @@ _BLOCK_LAYERS = {
 def load_unet(
     path: Path, settings: Mapping[str, Any] | None = None, dtype: Any = None
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
-    """Load an official checkpoint such as `celeba256_250000.pt`, with the scheduler it was trained for.
+    """Load an official checkpoint such as `celeba256_250000.pt`, and make the settings of its scheduler.
 
     Args:
-        path: the `.pt` file; reading it needs torch.
-        settings: of its dataset's `.yml` file; without them those of the published 256 px models.
-        dtype: of the parameters; float32 where it is None.
+        path: the `.pt` file. Reading it needs torch.
+        settings: the content of the dataset's `.yml` file; None means the settings of the published 256 px
+            models.
+        dtype: dtype of the parameters; None means float32.
+
+    Returns:
+        The model, and the settings of the scheduler that it was trained for.
+
+    Raises:
+        ImportError: torch is not installed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, is not a diffusion model's, or does not fit the settings.
     """
     weights = TorchFile(path)
     if is_classifier(weights):
@@ -73,7 +83,7 @@ def load_unet(
 
 
 def load_classifier(path: Path, dtype: Any = None) -> UNet2DClassifier:
-    """Load an official classifier of noisy pictures such as `256x256_classifier.pt`."""
+    """Load an official classifier of noisy pictures, such as `256x256_classifier.pt`."""
     weights = TorchFile(path)
     if not is_classifier(weights):
         raise ValueError(f"{path} is no classifier with attention pooling, expected one")
@@ -83,7 +93,7 @@ def load_classifier(path: Path, dtype: Any = None) -> UNet2DClassifier:
 
 
 def is_classifier(names: Weights) -> bool:
-    """Whether a checkpoint is a classifier's, by its names."""
+    """Return whether a checkpoint belongs to a classifier, judging by the names of its tensors."""
     return "out.2.positional_embedding" in names
 
 
@@ -101,7 +111,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> UNet2DConfig:
-    """Read the architecture off the weights, and the rest from the settings."""
+    """Derive the architecture from the weights, and from the settings where the weights do not show it."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in weights or weights[name].ndim != rank:
@@ -120,7 +130,7 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
     time_embed_dim, time_features = shape("time_embed.0.weight", 2)
     if time_features != widths[0]:
         raise ValueError(
-            f"{source} has {widths[0]} channels and {time_features} sinusoids, expected as many"
+            f"{source} has {widths[0]} channels and {time_features} sinusoids, expected equal numbers"
         )
     down, up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -160,10 +170,10 @@ def unet_config(weights: Weights, source: Path, settings: Mapping[str, Any]) -> 
 
 
 def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePaintSchedulerConfig:
-    """Return the official sampler over the noise levels of the settings.
+    """Return the settings of the official sampler, with the noise levels of a dataset's settings.
 
-    But for one thing: known pixels are put in after each step, so that they come back exactly. Under masks
-    of zeros and ones the official order differs from that in the last step alone.
+    They differ from the official sampler in one way: known pixels are put in after each step, so that the
+    result has them exactly. With masks of zeros and ones, the official order differs only in the last step.
     """
     if _setting(settings, "rescale_timesteps", False):
         raise ValueError("rescale_timesteps is true in the settings, only false is supported")
@@ -185,13 +195,13 @@ def scheduler_config(config: UNet2DConfig, settings: Mapping[str, Any]) -> RePai
 
 
 class DiffusersNames(Mapping[str, NDArray[Any]]):
-    """A guided-diffusion checkpoint as a mapping with the names and shapes of a diffusers one."""
+    """A guided-diffusion checkpoint as a mapping, with the names and shapes of a diffusers checkpoint."""
 
     def __init__(self, weights: Weights, source: Path, config: UNet2DConfig, new_attention_order: bool):
         self.weights, self.source, self.new_attention_order = weights, source, new_attention_order
         self.head_channels = config.attention_head_dim or 1
         classifier = is_classifier(weights)
-        self.stored: dict[str, tuple[str, int | None]] = {}  # name there, and which of q, k, v
+        self.stored: dict[str, tuple[str, int | None]] = {}  # name in the file; which of q, k, v
         for name in weights:
             renamed = _diffusers_name(name, config.layers_per_block, classifier)
             if ".qkv." in renamed:
@@ -203,7 +213,7 @@ class DiffusersNames(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         stored, part = self.stored[name]
         tensor = self.weights[stored]
-        if ".to_" in name and tensor.ndim == 3:  # a 1x1 convolution of a sequence is a linear layer
+        if ".to_" in name and tensor.ndim == 3:  # a 1x1 convolution over a sequence is a linear layer
             tensor = tensor[..., 0]
         if part is None:
             return tensor
@@ -225,7 +235,7 @@ class DiffusersNames(Mapping[str, NDArray[Any]]):
 
 
 def _diffusers_name(name: str, layers: int, classifier: bool) -> str:
-    """Return the name in diffusers' layout, or the name itself where it has no place there."""
+    """Return a tensor's name in diffusers' layout, or the name itself if it has none there."""
     stem, _, leaf = name.rpartition(".")
     if stem in _OUTER_LAYERS:
         return f"{_OUTER_LAYERS[stem]}.{leaf}"
@@ -260,8 +270,8 @@ def _indices(names: Weights, pattern: str) -> list[int]:
 
 
 def _layers_per_block(weights: Weights, source: Path) -> int:
-    # A resnet that halves the picture looks like any other, but the way up shows where a level ends,
-    # and so does the attention, which follows the other resnets of its level.
+    # A resnet that halves the picture has the same tensors as any other. The up path shows where a level
+    # ends. So does the attention, which follows the other resnets of its level.
     ups = _indices(weights, r"output_blocks\.(\d+)\.[12]\.(?:in_layers\.2|conv)\.weight")
     attended = _indices(weights, r"input_blocks\.(\d+)\.1\.qkv\.weight")
     if ups:

@@ -1,4 +1,4 @@
-"""Find, read and write a model together with its scheduler's settings."""
+"""Find, read and write a model together with the settings of its scheduler."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,13 @@ INDEX_NAME = "model_index.json"
 def load_pretrained(
     path_or_repo: str | Path, *, dtype: Any = None, revision: str | None = None
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
-    """Read what `RePaintPipeline.from_pretrained` reads, as the module and its scheduler's settings."""
+    """Read a model and the settings of its scheduler.
+
+    Args:
+        path_or_repo: see `RePaintPipeline.from_pretrained`.
+        dtype: see `RePaintPipeline.from_pretrained`.
+        revision: see `RePaintPipeline.from_pretrained`.
+    """
     path = model_folder(path_or_repo)
     if path.suffix == ".pt":
         return guided_diffusion.load_unet(path, dtype=dtype)
@@ -41,7 +47,7 @@ def load_pretrained(
 
 
 def load_classifier(path: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
-    """Read a classifier of noisy pictures: guided-diffusion's `.pt` file, or what `convert` made of it."""
+    """Read a classifier of noisy pictures from a guided-diffusion `.pt` file or a folder of `convert`."""
     if Path(path).suffix == ".pt":
         return guided_diffusion.load_classifier(Path(path), dtype)
     return load_unet2d_classifier(path, dtype=dtype)
@@ -69,13 +75,17 @@ def convert(
     settings: str | Path | None = None,
     dtype: Any = np.float32,
 ) -> None:
-    """Turn a guided-diffusion `.pt` file, of a model or a classifier, into a folder of safetensors.
+    """Convert a guided-diffusion `.pt` file, of a model or a classifier, to a folder of safetensors.
 
     Args:
-        checkpoint: the file; reading it needs torch, the folder no longer does.
-        folder: written whole or not at all; it must not exist.
-        settings: the `.yml` file of the model's dataset; without it, the published 256 px models'.
-        dtype: of the stored weights; float16 halves the folder.
+        checkpoint: the file. Reading it needs torch; reading the folder does not.
+        folder: the folder to write. It must not exist. It is written completely or not at all.
+        settings: the `.yml` file of the model's dataset; None means the settings of the published 256 px
+            models.
+        dtype: dtype of the stored weights; float16 halves the size of the folder.
+
+    Raises:
+        ValueError: the folder exists, the settings do not fit, or the checkpoint cannot be read.
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists():
@@ -91,12 +101,12 @@ def convert(
 
 
 def bundled_folder(name: str = "fashion_mnist") -> Path:
-    """Folder of a model, and of pictures that it has not seen, that are part of this package."""
+    """Return the folder of a bundled model, with pictures that were not in its training data."""
     return Path(str(files("repaint_jax") / "bundled" / name))
 
 
 def model_folder(path_or_repo: str | Path) -> Path:
-    """Return the folder of "bundled" and of "bundled/NAME", and of other names the path that they are.
+    """Return the folder of "bundled" or "bundled/NAME"; return any other path unchanged.
 
     Raises:
         ValueError: there is no bundled model of that name.
@@ -113,12 +123,12 @@ def model_folder(path_or_repo: str | Path) -> Path:
 
 
 def pictures_of_model(path_or_repo: str | Path) -> list[Path]:
-    """List the pictures in a model's folder `images`."""
+    """List the pictures in the subfolder `images` of a model's folder."""
     return sorted((model_folder(path_or_repo) / "images").glob("*.png"))
 
 
 def _component(folder: Path, name: str, config_name: str) -> Path:
-    """Return the folder of a pipeline's part; old ones have all parts in one folder."""
+    """Return the folder of a part of a pipeline. Old pipelines have all parts in one folder."""
     if (folder / name / config_name).is_file():
         return folder / name
     if (folder / config_name).is_file():
@@ -127,7 +137,7 @@ def _component(folder: Path, name: str, config_name: str) -> Path:
 
 
 def _check_pixel_model(index_path: Path) -> None:
-    """Refuse pipelines whose model works on something else than the picture's pixels."""
+    """Raise if a pipeline has other parts than an unet and a scheduler, such as an autoencoder."""
     index = read_json(index_path)
     parts = {name for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
     others = sorted(parts - {"unet", "scheduler"})

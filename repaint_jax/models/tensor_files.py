@@ -1,4 +1,4 @@
-"""Files of named tensors, read one at a time: safetensors, whole or in shards, and torch's pickles."""
+"""Read files of named tensors, one tensor at a time: safetensors (one file or shards), torch's pickles."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from repaint_jax.files import read_json
 class SafetensorsFiles(Mapping[str, NDArray[Any]]):
     """The tensors of one safetensors file, or of the shards that an index file lists.
 
-    A file is opened anew for each tensor, because what has been read of an open one stays in memory.
+    The file is opened again for each tensor, because everything read from an open file stays in memory.
     """
 
     def __init__(self, path: Path):
@@ -38,10 +38,10 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
         try:
             with safe_open(path, framework="numpy") as file:
                 return np.asarray(file.get_tensor(name))
-        except (SafetensorError, AttributeError) as error:  # the latter: NumPy lacks the file's dtype
+        except (SafetensorError, AttributeError) as error:  # AttributeError: NumPy lacks the file's dtype
             raise ValueError(f"{path} has no readable tensor {name}: {error}") from None
 
-    def __contains__(self, name: object) -> bool:  # the inherited one would read the tensor
+    def __contains__(self, name: object) -> bool:  # the inherited method would read the tensor
         return name in self.files
 
     def __iter__(self) -> Iterator[str]:
@@ -60,11 +60,15 @@ def _names(path: Path) -> list[str]:
 
 
 class TorchFile(Mapping[str, NDArray[Any]]):
-    """The tensors of a state dict that torch saved; no code in the file is ever run.
+    """The tensors of a state dict that torch saved. Code in the file is never run.
+
+    Args:
+        path: the file.
 
     Raises:
+        FileNotFoundError: the file does not exist.
         ImportError: torch is not installed.
-        ValueError: the file holds something else than named tensors.
+        ValueError: the file is damaged, or holds something other than named tensors.
     """
 
     def __init__(self, path: Path):
@@ -79,9 +83,9 @@ class TorchFile(Mapping[str, NDArray[Any]]):
             ) from None
         try:
             with path.open("rb") as file:
-                mmap = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
+                mmap = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be memory-mapped
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except Exception as error:  # of any kind; torch's words for it advise to run the file's code
+        except Exception as error:  # of any type; torch's own message advises to run the file's code
             raise ValueError(
                 f"{path} is damaged, or holds something else than weights ({type(error).__name__})"
             ) from None
@@ -97,7 +101,7 @@ class TorchFile(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         tensor = self.tensors[name]
         if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 2:
-            tensor = tensor.float()  # NumPy knows no bfloat16
+            tensor = tensor.float()  # NumPy has no bfloat16
         try:
             return np.asarray(tensor.detach().numpy())
         except (RuntimeError, TypeError) as error:

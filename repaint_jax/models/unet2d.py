@@ -20,7 +20,7 @@ from repaint_jax.models.unet2d_config import UNet2DConfig
 
 
 class Encoder2D(nnx.Module):
-    """The way down of a `UNet2D`, its middle, and the embedding of timestep and class."""
+    """The down path of a `UNet2D`, its middle block, and the embedding of timestep and class."""
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -42,7 +42,7 @@ class Encoder2D(nnx.Module):
     def embed(
         self, timesteps: jax.Array, class_labels: jax.Array | None, dtype: Any
     ) -> jax.Array:  # [B] -> [B, time_embed_dim]
-        """Embed timesteps and, where the model is class-conditional, classes."""
+        """Embed timesteps and, if the model is class-conditional, classes."""
         embedding = self.time_embedding(self.time_proj(timesteps).astype(dtype))
         if not self.config.is_class_conditional:
             if class_labels is not None:
@@ -59,7 +59,7 @@ class Encoder2D(nnx.Module):
     def encode(
         self, x: jax.Array, embedding: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:  # [B, H, W, in_channels]
-        """Return the middle's result and, first the finest, what the way up will concatenate."""
+        """Return the result of the middle block, and the skip connections from finest to coarsest."""
         if self.config.center_input_sample:
             x = 2 * x - 1
         x = self.conv_in(x)
@@ -74,7 +74,7 @@ class Encoder2D(nnx.Module):
     def batched(
         self, sample: jax.Array, timestep: jax.Array | int, class_labels: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Check the input; give one image a batch axis and the whole batch its timesteps and labels."""
+        """Check the input, add a batch axis to a single image, and broadcast timesteps and labels."""
         channels = self.config.in_channels
         multiple = 2 ** (len(self.config.block_out_channels) - 1)
         is_picture = sample.ndim in (3, 4) and sample.shape[-1] == channels
@@ -94,12 +94,20 @@ class Encoder2D(nnx.Module):
 class UNet2D(Encoder2D):
     """U-Net with the architecture, names and defaults of diffusers' `UNet2DModel`.
 
-    Call it with `sample` [B, H, W, in_channels] (or one image [H, W, in_channels]), floating, and
-    `timestep`, an integer or an int array of shape [] or [B]; it returns an array of the sample's shape
-    and dtype with `out_channels` channels. H and W must be divisible by two to the number of
-    downsamplings, len(block_out_channels) - 1. A class-conditional model takes `class_labels` as well,
-    [] or [B]: integers, or for class_embed_type "identity" vectors [B, time_embed_dim]. The arithmetic is
-    in the parameters' dtype; norms are in float32.
+    Call it with these arguments:
+
+    - `sample`: [B, H, W, in_channels], or one image [H, W, in_channels], floating. H and W must be
+      divisible by 2^n, where n = len(block_out_channels) - 1 is the number of downsamplings.
+    - `timestep`: an integer, or an integer array of shape [] or [B].
+    - `class_labels`: only for a class-conditional model. Integers, [] or [B]; with class_embed_type
+      "identity", vectors [B, time_embed_dim].
+
+    It returns an array of the sample's shape and dtype, with `out_channels` channels. The arithmetic is in
+    the dtype of the parameters, and the norms are in float32.
+
+    Args:
+        config: the architecture.
+        rngs: random numbers for the initial parameters.
     """
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -127,7 +135,7 @@ class UNet2D(Encoder2D):
         for up_block in self.up_blocks:
             x = up_block(x, skips, embedding)
         x = self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
-        if self.config.time_embedding_type == "fourier":  # there the timestep is the noise level
+        if self.config.time_embedding_type == "fourier":  # the timestep of such models is the noise level
             x = x / timesteps.astype(x.dtype)[:, None, None, None]
         return (x if sample.ndim == 4 else x[0]).astype(sample.dtype)
 

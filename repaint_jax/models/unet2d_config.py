@@ -1,4 +1,4 @@
-"""The architecture of a `UNet2D`, and its file: diffusers' `unet/config.json`."""
+"""The architecture of a `UNet2D`, and its file, diffusers' `unet/config.json`."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
-    """Architecture of a `UNet2D`: the fields and defaults of diffusers' `UNet2DModel`."""
+    """Architecture of a `UNet2D`, with the fields and defaults of diffusers' `UNet2DModel`."""
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -68,7 +68,12 @@ class UNet2DConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read diffusers' `unet/config.json`; an option that is not supported is refused by name."""
+        """Make a config from the content of diffusers' `unet/config.json`.
+
+        Raises:
+            ValueError: an option is unknown or not supported. The message names it.
+            TypeError: an option has the wrong type.
+        """
         fields = {field.name for field in dataclasses.fields(cls)}
         known: dict[str, Any] = {k: v for k, v in config.items() if not k.startswith("_")}
         for name in known:
@@ -83,12 +88,12 @@ class UNet2DConfig:
         return read_config(path, cls.from_dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Write diffusers' `unet/config.json`."""
+        """Return the content of diffusers' `unet/config.json` as a dict."""
         return {"_class_name": "UNet2DModel", **dataclasses.asdict(self)}
 
     @property
     def height_and_width(self) -> tuple[int, int]:
-        """The pictures' size, which the file leaves out at times."""
+        """Return height and width of the pictures, or raise if the config has no sample_size."""
         if self.sample_size is None:
             raise ValueError("the model's config has no sample_size, expected its height and width")
         size = self.sample_size
@@ -96,19 +101,22 @@ class UNet2DConfig:
 
     @property
     def time_embed_dim(self) -> int:
-        """Length of the vector that the resnets learn the timestep (and the class) from."""
+        """Return the length of the embedding of timestep and class that the resnets get."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @property
     def mid_attention_groups(self) -> int | None:
-        """Groups of the norm in the middle's attention, which has none beside scale-shift norms."""
+        """Return the number of groups in the group norm of the middle block's attention.
+
+        If attn_norm_num_groups is None, this is norm_num_groups, or None (no norm) with scale-shift norms.
+        """
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
             return self.norm_num_groups
         return self.attn_norm_num_groups
 
     @property
     def is_class_conditional(self) -> bool:
-        """Whether the model must be told a class."""
+        """Return whether the model needs class labels."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
     def __post_init__(self) -> None:
@@ -155,13 +163,13 @@ class UNet2DConfig:
         ):
             raise ValueError(
                 f"block_out_channels has {self.block_out_channels[0]} first and freq_shift is "
-                f"{self.freq_shift}, expected an even number of channels and less than half of it"
+                f"{self.freq_shift}, expected an even number of channels and freq_shift below half of it"
             )
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps is None, expected the rows of the learned time embedding")
 
     def _check_blocks(self, name: str, supported: tuple[str, ...]) -> None:
-        # Files from before diffusers 0.5 wrote UNetRes before the names of blocks.
+        # Files from before diffusers 0.5 have the prefix UNetRes in the names of blocks.
         kinds = tuple(str(kind).removeprefix("UNetRes") for kind in getattr(self, name))
         object.__setattr__(self, name, kinds)
         if len(kinds) != len(self.block_out_channels):

@@ -1,1 +1,1 @@
-"""Picture files, drawn masks, sets of pictures, and plots."""
+"""Picture files, masks for a picture, sets of pictures, and plots."""

@@ -1,4 +1,4 @@
-"""Sets of images from disk, all of them in memory as uint8."""
+"""Read sets of images from disk into memory, as uint8."""
 
 import gzip
 import hashlib
@@ -24,13 +24,19 @@ def read_images(
     """Read all images below a folder.
 
     Args:
-        folder: holds an idx file of that name, or pictures at any depth.
-        image_size: pictures are cropped to their central square and resized to this side, what is
-            transparent becoming white.
-        grey: read pictures as one channel instead of three.
-        idx_name: Fashion-MNIST's training images, or its test images.
-        mixed: pictures come in an order that has nothing to do with what their names say, always the
-            same: the first of them are a fair sample.
+        folder: a folder with an idx file named `idx_name`, or with pictures at any depth.
+        image_size: the side of the images. Pictures are cropped to their central square and resized to it.
+            Transparent pixels become white. Images of an idx file keep their size.
+        grey: whether to read pictures as one channel instead of three.
+        idx_name: the name of the idx file: the training or the test images of Fashion-MNIST.
+        mixed: whether to shuffle the pictures, in an order that is always the same. The first pictures are
+            then a fair sample of all. Otherwise they are sorted by name.
+
+    Returns:
+        The images, [N, H, W, C] uint8.
+
+    Raises:
+        ValueError: if the folder does not exist, has no images, or has images that cannot be read.
     """
     check_int("image_size", image_size, 1)
     if not folder.is_dir():
@@ -47,7 +53,7 @@ def read_images(
 
 
 def picture_names(folder: Path) -> list[str]:
-    """Names of all pictures at any depth, relative to the folder; hidden ones are left out."""
+    """Return the sorted names of all pictures at any depth, relative to the folder, without hidden ones."""
     paths = [
         path.relative_to(folder)
         for path in folder.rglob("*")

@@ -1,6 +1,6 @@
-"""Masks for one picture, as people make them: painted, cut out, a box, a file, or one of the paper's.
+"""Masks for one picture: a file, transparent pixels, a box, a painted copy, or a mask of the paper.
 
-All are PIL images of mode "L" and of the picture's size: white keeps a pixel, black inpaints it.
+All masks are PIL images of mode "L". White keeps a pixel, black inpaints it.
 """
 
 import re
@@ -15,17 +15,18 @@ from repaint_jax.pictures.images import array_to_pil, grey_mask, open_image
 
 
 def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = False) -> Image.Image:
-    """Make the mask of a picture that is described by words.
+    """Make a mask from its description on the command line.
 
     Args:
-        words: the path of a picture of the mask; "alpha", "box=LEFT,TOP,RIGHT,BOTTOM" or "painted=PATH",
-            see the functions below; or one of `masks.NAMES`.
+        words: the description: the path of a mask's picture; "alpha" (see `transparent`);
+            "box=LEFT,TOP,RIGHT,BOTTOM" (see `box`); "painted=PATH" (see `painted`); or one of
+            `masks.NAMES`.
         image: the picture to inpaint.
-        key: of a random mask.
-        invert: white inpaints and black keeps.
+        key: the key of a random mask.
+        invert: whether to invert the mask, so that white inpaints and black keeps.
 
     Raises:
-        ValueError: the words describe no mask, or one without a hole.
+        ValueError: if the description is not valid, or the mask has no pixels to fill.
     """
     kind, equals, value = words.partition("=")
     if words == "alpha":
@@ -51,20 +52,31 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
         mask = ImageOps.invert(mask)
     if np.asarray(mask).min() >= 128:
         raise ValueError(
-            f"mask is {words}, which keeps every pixel, expected one that leaves some to inpaint"
+            f"mask is {words}, which keeps every pixel, expected a mask with pixels to inpaint"
         )
     return mask
 
 
 def transparent(image: Image.Image) -> Image.Image:
-    """Inpaint what is transparent: the hole was cut out, or rubbed out, in a picture editor."""
+    """Return a mask that inpaints the transparent pixels, such as those erased in a picture editor."""
     if not image.has_transparency_data:
         raise ValueError(f"mask is alpha, but the picture, of mode {image.mode}, has no transparency")
     return image.convert("RGBA").getchannel("A")
 
 
 def box(size: tuple[int, int], left: int, top: int, right: int, bottom: int) -> Image.Image:
-    """Inpaint a box of a picture of this width and height; right and bottom are beyond its last pixel."""
+    """Return a mask that inpaints a box.
+
+    Args:
+        size: the width and height of the picture.
+        left: the first column of the box.
+        top: the first row of the box.
+        right: the column after the last one of the box.
+        bottom: the row after the last one of the box.
+
+    Raises:
+        ValueError: if the box is empty or not within the picture.
+    """
     if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
         raise ValueError(
             f"box is {left},{top},{right},{bottom}, expected left < right and top < bottom within the "
@@ -76,9 +88,16 @@ def box(size: tuple[int, int], left: int, top: int, right: int, bottom: int) -> 
 
 
 def painted(image: Image.Image, painted_over: Image.Image) -> Image.Image:
-    """Inpaint where a copy of the picture was painted over, in whatever colour.
+    """Return a mask that inpaints the pixels where a copy of the picture was painted over.
 
-    The copy must have been saved in a lossless format.
+    Any colour will do. The copy must be saved in a lossless format.
+
+    Args:
+        image: the picture.
+        painted_over: the copy with the paint.
+
+    Raises:
+        ValueError: if the copy has another size, or no pixel differs.
     """
     if painted_over.size != image.size:
         raise ValueError(

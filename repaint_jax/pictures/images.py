@@ -1,4 +1,4 @@
-"""Between pictures of 8 bits and arrays in [-1, 1]."""
+"""Convert between pictures with 8 bits per channel and arrays in [-1, 1]."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def pil_mode(image_shape: tuple[int, int, int]) -> str:
-    """Return the mode of pictures of a shape, or refuse a number of channels that no picture has."""
+    """Return the PIL mode of images of this shape, or raise ValueError if no mode has its channels."""
     channels = image_shape[-1]
     if channels not in _PIL_MODES:
         raise ValueError(f"PIL images have 1 to 4 channels, the model's have {channels}: use arrays")
@@ -26,10 +26,14 @@ def pil_mode(image_shape: tuple[int, int, int]) -> str:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read a picture of 8 bits per channel, or say in one sentence why not."""
+    """Read a picture with 8 bits per channel.
+
+    Raises:
+        ValueError: if the file cannot be read, or has more bits. The message is one sentence.
+    """
     try:
         file = Image.open(path)
-        is_deep = any(re.search(r"\w;16[BLN]", str(tile)) for tile in file.tile)  # read as 8 bits otherwise
+        is_deep = any(re.search(r"\w;16[BLN]", str(tile)) for tile in file.tile)  # PIL makes it 8 bits
         image = ImageOps.exif_transpose(file)  # upright, as viewers show it
         image.load()
     except FileNotFoundError:
@@ -44,16 +48,17 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Turn a picture into [H, W, C] in [-1, 1].
+    """Convert a picture to an array [H, W, C] in [-1, 1].
 
     Args:
-        image: a PIL image of 8 bits per channel (converted between grey and colour, transparency
-            dropped); a uint8 array, 0..255; or a floating array in [-1, 1]; arrays are [H, W] or
+        image: a PIL image with 8 bits per channel, which is converted between grey and colour and loses its
+            transparency; a uint8 array, 0..255; or a floating array in [-1, 1]. Arrays are [H, W] or
             [H, W, C].
-        image_shape: the [H, W, C] that it must have.
+        image_shape: the expected shape [H, W, C].
 
     Raises:
-        ValueError: on another size, another number of channels, and values outside the range.
+        TypeError: if image is neither a PIL image nor an array of numbers.
+        ValueError: if the size or the number of channels differs, or values are outside the range.
     """
     if isinstance(image, Image.Image):
         image = _converted("image", image, pil_mode(image_shape))
@@ -75,13 +80,17 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
 
 
 def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Turn a mask into [H, W, 1] of zeros (inpaint) and ones (keep).
+    """Convert a mask to an array [H, W, 1] of zeros (inpaint) and ones (keep).
 
     Args:
-        mask: a PIL image, white keeps and black inpaints, none of it transparent; or an array, bool,
-            uint8 0..255 or floating in [0, 1], of shape [H, W] or [H, W, 1]. Values are rounded at the
-            middle of their range.
-        image_shape: [H, W, C] of the image that it belongs to.
+        mask: a PIL image without transparent pixels, in which white keeps and black inpaints; or an array
+            of shape [H, W] or [H, W, 1], bool, uint8 0..255 or floating in [0, 1]. Values are rounded at
+            the middle of their range.
+        image_shape: the shape [H, W, C] of the mask's image.
+
+    Raises:
+        TypeError: if mask is neither a PIL image nor an array of numbers.
+        ValueError: if the size differs, values are outside the range, or pixels are transparent.
     """
     if isinstance(mask, Image.Image):
         mask = grey_mask(mask)
@@ -103,7 +112,11 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:
-    """Return a mask in mode "L", or refuse one with transparent pixels, whose colour nobody sees."""
+    """Convert a mask to mode "L".
+
+    Raises:
+        ValueError: if pixels are transparent: their colour is invisible, so the mask would be ambiguous.
+    """
     if mask.has_transparency_data and np.asarray(mask.convert("RGBA").getchannel("A")).min() < 255:
         raise ValueError("mask has transparent pixels, expected black and white ones")
     return _converted("mask", mask, "L")
@@ -121,7 +134,7 @@ def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
 
 def _as_array(name: str, value: Any) -> NDArray[Any]:
     array = np.asarray(value)
-    if array.dtype.name == "bfloat16":  # which NumPy does not take for a floating dtype
+    if array.dtype.name == "bfloat16":  # NumPy does not count it as a floating dtype
         array = array.astype(np.float32)
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise TypeError(f"{name} is {value!r}, expected a PIL image or an array of numbers")
@@ -131,11 +144,20 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
 def resize_together(
     images: Sequence[Any], masks: Sequence[Any], image_shape: tuple[int, int, int]
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Resize pictures and masks to the model's height and width, whatever their proportions.
+    """Resize pictures and their masks to the model's height and width. Proportions are not kept.
 
-    A pixel that anything to be filled has gone into is itself to be filled: what is to vanish leaves no
-    trace in what is known, and no hole is too small. Each image and its mask must be of one size before,
-    so that the mask covers what it was drawn over.
+    A resized pixel is filled if any pixel to fill contributed to it. So removed content leaves no trace in
+    the known pixels, and no hole is too small.
+
+    Args:
+        images: the PIL images.
+        masks: one mask for all images, or one for each. Each image and its mask must have the same size, so
+            that the mask covers the pixels it was drawn over.
+        image_shape: the shape [H, W, C] of the model's images.
+
+    Raises:
+        TypeError: if an image or mask is not a PIL image.
+        ValueError: if an image and its mask have different sizes.
     """
     height, width, _ = image_shape
     for name, pictures in (("image", images), ("mask", masks)):
@@ -149,7 +171,7 @@ def resize_together(
             )
 
     def resized(picture: Image.Image) -> Image.Image:
-        # Neither filter has negative weights, which in a mask would hide what they weigh.
+        # Neither filter has negative weights. In a mask, these could cancel the share of pixels to fill.
         shrinks = picture.width >= width and picture.height >= height
         return picture.resize(
             (width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
@@ -160,7 +182,7 @@ def resize_together(
         share = np.asarray(resized(Image.fromarray(missing.astype(np.float32))))
         return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
 
-    # Converted first: the colours of a palette have no mean.
+    # Convert before resizing: indices into a palette cannot be averaged.
     return (
         [resized(_converted("image", image, pil_mode(image_shape))) for image in images],
         [resized_mask(mask) for mask in masks],
@@ -170,13 +192,13 @@ def resize_together(
 def images_and_masks(
     image: Any, mask_image: Any, image_shape: tuple[int, int, int], *, resize: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turn what a pipeline is given into images [N, H, W, C] and as many masks [N, H, W, 1].
+    """Convert the inputs of a pipeline to images [N, H, W, C] in [-1, 1] and masks [N, H, W, 1].
 
     Args:
-        image: a picture that `image_to_array` takes, a batch or a list of them.
-        mask_image: a mask that `mask_to_array` takes for all of them, or one for each.
-        image_shape: the model's [H, W, C].
-        resize: resize PIL images and their masks to the model's size, see `resize_together`.
+        image: a picture as in `image_to_array`, or a batch or list of them.
+        mask_image: one mask as in `mask_to_array` for all pictures, or one for each.
+        image_shape: the shape [H, W, C] of the model's images.
+        resize: whether to resize PIL images and their masks to the model's size, see `resize_together`.
     """
     image_list, mask_list = _as_list("image", image), _as_list("mask_image", mask_image)
     if resize:
@@ -203,7 +225,7 @@ def _as_list(name: str, pictures: Any) -> Sequence[Any]:
 
 
 def check_output_type(output_type: str, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what is none of `OUTPUT_TYPES`, and "pil" where a shape has no picture."""
+    """Raise ValueError if it is not one of `OUTPUT_TYPES`, or "pil" for a shape without a PIL mode."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
     if output_type == "pil":
@@ -211,7 +233,7 @@ def check_output_type(output_type: str, image_shape: tuple[int, int, int]) -> No
 
 
 def as_output(images: Any, output_type: str) -> Any:
-    """Turn results [..., H, W, C] in [-1, 1] into one of `OUTPUT_TYPES`, as a pipeline returns them."""
+    """Convert results [..., H, W, C] in [-1, 1] to one of `OUTPUT_TYPES`, as a pipeline returns them."""
     if output_type == "jax":
         return images
     if output_type == "np":
@@ -222,32 +244,41 @@ def as_output(images: Any, output_type: str) -> Any:
 
 
 def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn 0..255 into [-1, 1]."""
+    """Convert values in 0..255 to [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
 
 
 def array_to_uint8(array: Any) -> NDArray[np.uint8]:
-    """Turn values in [-1, 1] into 0..255, clipped; what `image_to_array` read comes back exactly."""
+    """Convert values in [-1, 1] to 0..255, clipped. This inverts `image_to_array` exactly."""
     return np.round(np.clip((np.asarray(array, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
 def array_to_pil(array: Any) -> Image.Image:
-    """Turn [H, W, C] in [-1, 1] into a PIL image."""
+    """Convert an array [H, W, C] in [-1, 1] to a PIL image."""
     return uint8_to_pil(array_to_uint8(array))
 
 
 def uint8_to_pil(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Turn [H, W, C] into a PIL image."""
+    """Convert a uint8 array [H, W, C] to a PIL image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def colour_profile(image: Image.Image, image_shape: tuple[int, int, int]) -> bytes | None:
-    """Return the ICC profile that a result needs as well for known pixels to look as they did."""
+    """Return the ICC profile that a result needs so that its known pixels look the same as in the image.
+
+    None if the image has no profile, or if the conversion between grey and colour makes it invalid.
+    """
     is_grey = image.mode in ("1", "L", "LA")
     return image.info.get("icc_profile") if is_grey == (image_shape[-1] <= 2) else None
 
 
 def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
-    """Write a picture, in the format that its name says and with Pillow's options, whole or not at all."""
+    """Write a picture in the format of its suffix, completely or not at all.
+
+    Args:
+        picture: the picture.
+        path: the file to write.
+        options: options of Pillow's `Image.save`.
+    """
     with whole_file(path) as unfinished:
         picture.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()], **options)

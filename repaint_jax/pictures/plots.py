@@ -1,4 +1,4 @@
-"""Pictures made of pictures."""
+"""Grids of pictures, with titles."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_pil
 
-HOLE_COLOUR = (222, 120, 60)  # in no grey picture, and easily seen in colour ones
+HOLE_COLOUR = (222, 120, 60)  # does not occur in grey pictures, and is easy to see in colour ones
 _MARGIN = 6
 _HEADER = 24
-_SHORTEST_SIDE = 96  # of a tile: smaller pictures are enlarged by a whole factor
+_SHORTEST_SIDE = 96  # the shortest side of a tile; smaller pictures are enlarged by a whole factor
 
 
 def show_hole(image: NDArray[np.floating], mask: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Paint the pixels to inpaint in one colour: [H, W, C] in [-1, 1] becomes [H, W, 3] uint8."""
+    """Paint the pixels to inpaint in one colour.
+
+    Args:
+        image: the image, [H, W, C] in [-1, 1].
+        mask: the mask, [H, W, 1]. Pixels with the value 0 are painted.
+
+    Returns:
+        The painted image, [H, W, 3] uint8.
+    """
     pixels = np.asarray(uint8_to_pil(array_to_uint8(image)).convert("RGB"))
     return np.where(np.asarray(mask)[..., :1] == 0, HOLE_COLOUR, pixels).astype(np.uint8)
 
@@ -27,13 +35,13 @@ def inpainting_grid(
     samples: NDArray[np.floating],
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Set originals, masked originals and samples side by side.
+    """Draw originals, masked originals and samples side by side.
 
     Args:
-        originals: [rows, H, W, C] in [-1, 1].
-        masks: [rows, H, W, 1], 0 where pixels were inpainted.
-        samples: [rows, n, H, W, C] in [-1, 1].
-        row_titles: one for each row, such as the name of its mask.
+        originals: the originals, [rows, H, W, C] in [-1, 1].
+        masks: the masks, [rows, H, W, 1], 0 where pixels were inpainted.
+        samples: the samples, [rows, n, H, W, C] in [-1, 1].
+        row_titles: a title for each row, such as the name of its mask.
     """
     rows = [
         [array_to_uint8(original), show_hole(original, mask), *array_to_uint8(row)]
@@ -48,7 +56,13 @@ def tile(
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Lay pictures of one size, [H, W, C], out in rows and columns, with titles above and to the left."""
+    """Draw pictures in rows and columns, with titles above and to the left.
+
+    Args:
+        rows: the pictures of each row, [H, W, C] uint8, all of the same size.
+        column_titles: a title for each column.
+        row_titles: a title for each row.
+    """
     height, width = rows[0][0].shape[:2]
     factor = max(1, -(-_SHORTEST_SIDE // min(height, width)))
     height, width = height * factor, width * factor
@@ -77,7 +91,7 @@ def tile(
 
 
 def square_grid(images: NDArray[np.floating] | jax.Array) -> Image.Image:
-    """Lay [N, H, W, C] in [-1, 1] out in a grid that is as square as it gets."""
+    """Draw images [N, H, W, C] in [-1, 1] in a grid that is as square as possible."""
     pixels = array_to_uint8(images)
     columns = int(np.ceil(np.sqrt(len(pixels))))
     return tile([list(pixels[i : i + columns]) for i in range(0, len(pixels), columns)])

@@ -1,4 +1,4 @@
-"""Show how inpainted pictures came to be: the clean pictures that were predicted on the way."""
+"""Draw the clean pictures that the model predicted during the chain."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from PIL import Image
 from repaint_jax.pictures.images import save_picture
 from repaint_jax.pictures.plots import tile
 
-_COLUMNS, _FRAMES = 10, 48  # besides the picture with its hole and the result
+_COLUMNS, _FRAMES = 10, 48  # without the masked picture and the result
 _FIRST_FRAME_MS, _FRAME_MS, _LAST_FRAME_MS = 800, 80, 2000
 
 
 def calls_to_show(path: Path, num_model_calls: int) -> tuple[int, ...]:
-    """Choose model calls, spread evenly from the first to the last: more for a .gif than for a grid."""
+    """Choose model calls, evenly spaced from the first to the last. A .gif has more than a grid."""
     most = _FRAMES if path.suffix.lower() == ".gif" else _COLUMNS
     calls = np.linspace(0, num_model_calls - 1, min(most, num_model_calls))
     return tuple(int(call) for call in np.round(calls))
@@ -28,14 +28,14 @@ def save_previews(
     previews: Sequence[Sequence[Image.Image]],
     results: Sequence[Image.Image],
 ) -> None:
-    """Write a picture with a row for each result and a column for each call; a .gif has a frame for each.
+    """Write a grid with a row for each result and a column for each call, or a .gif with a frame for each.
 
     Args:
-        path: the picture.
-        masked: [H, W, 3], the picture with its hole, which comes first.
-        calls: [n] numbers of model calls, from 0.
-        previews: [n][num_results], what was predicted at these calls.
-        results: [num_results], which come last.
+        path: the picture to write.
+        masked: the picture with its hole, [H, W, 3]. It comes first.
+        calls: the numbers of n model calls, from 0.
+        previews: the pictures predicted at these calls, [n][num_results].
+        results: the results, [num_results]. They come last.
     """
     predicted = [[np.asarray(picture.convert("RGB")) for picture in step] for step in [*previews, results]]
     steps = [[masked] * len(results), *predicted]

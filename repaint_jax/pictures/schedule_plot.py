@@ -1,4 +1,4 @@
-"""Draw a chain as the paper does in its figures 9 and 10: the noise in the sample over the model calls."""
+"""Draw the noise in the sample over the model calls, as in the paper's figures 9 and 10."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ DRAWINGS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 def chain_path(
     state: RePaintSchedulerState,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # both [2 * num_model_calls]
-    """Return the number of model calls, and the noise in the sample, before and after each call.
+    """Return the number of model calls and the noise in the sample, before and after each call.
 
-    The noise is given as sqrt(1 - abar), its standard deviation: 1 is nothing but noise, 0 the clean image,
-    where the path ends. A jump back up takes no model call.
+    The noise is given as its standard deviation sqrt(1 - abar): 1 is pure noise, and 0 is the clean image,
+    at which the path ends. A jump back takes no model call.
     """
     before, after = schedule_of(state).noise_levels()
     calls = np.arange(len(before))
@@ -25,7 +25,15 @@ def chain_path(
 
 
 def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:
-    """Write a picture of a chain (needs matplotlib)."""
+    """Draw a chain into a file.
+
+    Args:
+        state: a state with a schedule.
+        path: the picture to write, with one of the suffixes in `DRAWINGS`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,1 +1,1 @@
-"""The samplers: noise levels, schedules, steps, and the loop that runs them."""
+"""Samplers: noise levels, schedules, steps, and the loop that runs them."""

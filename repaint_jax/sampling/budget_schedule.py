@@ -1,6 +1,6 @@
-"""The schedule of a call budget: which noise levels its model calls are at, and its steps one by one.
+"""The schedule of a call budget: the noise level of each model call, and functions that take single steps.
 
-What happens in a step is in `budget_transition`.
+`budget_transition` has the equations of a step.
 """
 
 import dataclasses
@@ -23,36 +23,37 @@ from repaint_jax.sampling.scheduler import (
     warn_of_signal,
 )
 
-SMALLEST_BUDGET = 8  # fewer calls are nothing but a few strides of denoising
+SMALLEST_BUDGET = 8  # fewer calls would only denoise in a few large steps
 
-# Levels lie densely, over ln sigma, around _DWELL_SIGMA; measured for images in [-1, 1].
+# The density of noise levels over ln sigma is highest at _DWELL_SIGMA. Measured for images in [-1, 1].
 _DWELL_SIGMA = 0.35  # c
 _DWELL_WIDTH = 3.0  # w
 _DENSITY_ELSEWHERE = 0.07  # b, before it is normalised
-_LARGEST_SIGMA = 40.0  # above it there is nothing but noise
+_LARGEST_SIGMA = 40.0  # above it the sample is pure noise
 
 
 class PreviousNoise(NamedTuple):
-    """What a call hands to the next one besides the sample."""
+    """The memory that a call passes to the next one in addition to the sample."""
 
-    previous_noise: jax.Array  # what it drew, of which the next call uses half
+    previous_noise: jax.Array  # the noise that the call drew; the next call uses half of it
 
     @property
     def made_by(self) -> str:
-        """The function that makes such chains."""
+        """Return the name of the function that makes such chains."""
         return "set_timesteps_for_budget"
 
 
 class BudgetSchedule(NamedTuple):
-    """A chain without jumps, an entry for each model call."""
+    """A chain without jumps. The coefficients have one entry for each model call."""
 
     calls: CallCoefficients
 
     def rows(self) -> CallCoefficients:
-        """See `Schedule`, as for what follows."""
+        """Return the coefficients of all calls."""
         return self.calls
 
     def first_memory(self, sample: jax.Array) -> PreviousNoise:
+        """Return zeros of the sample's shape as the noise before the first call."""
         return PreviousNoise(jnp.zeros_like(sample))
 
     def transition(
@@ -66,50 +67,58 @@ class BudgetSchedule(NamedTuple):
         mask: jax.Array,
         z: jax.Array,
     ) -> tuple[jax.Array, PreviousNoise, jax.Array]:
+        """Take the sample to the next noise level; see `Schedule.transition`."""
         sample, x0 = budget_transition(
             config, row, model_output, sample, memory.previous_noise, original_image, mask, z
         )
         return sample, PreviousNoise(z), x0
 
     def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
+        """Return True: the result always has the known pixels of the original."""
         return True
 
     def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the noise levels before and after each call."""
         before = np.asarray(self.calls.noise)
         return before, np.append(before[1:], np.float32(0))
 
 
 class BudgetStepOutput(NamedTuple):
-    """Result of a step of a budget."""
+    """Result of `budget_step`."""
 
-    prev_sample: jax.Array  # the sample at the next call's level
-    noise: jax.Array  # what was drawn, of which the next call uses half
-    pred_original_sample: jax.Array  # the clean image that the model sees in it
+    prev_sample: jax.Array  # the sample at the noise level of the next call
+    noise: jax.Array  # the noise that this call drew; the next call uses half of it
+    pred_original_sample: jax.Array  # the predicted clean image
 
 
 def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int) -> RePaintSchedulerState:
-    """Give a state the most exact chain for that many model calls: correlated renoising.
+    """Add a schedule with a budget of model calls to a state (correlated renoising).
 
-    It goes down through noise levels that lie densely where known and missing pixels inform each
-    other, one level a call and without jumps, and uses each draw of noise twice. The equations and
-    their sources (Leimkuhler and Matthews 2013; DDNM, Wang et al. 2023; RePaint) are in
-    `budget_transition`. `inpaint` runs it like any other schedule, `budget_step` by hand. Of the config
-    only the betas, the prediction and its clipping matter, and whether the model returns a learned
-    variance, which is not used; eta, the spacing, undo and the order of the known region belong to the
-    other chain.
+    The chain goes down through the noise levels once, with one call at each level and without jumps. The
+    levels are densest where known pixels and pixels to fill inform each other. Each draw of noise is used
+    twice. This is the most exact chain in this package for a given number of model calls.
+    `budget_transition` has the equations and their sources (Leimkuhler and Matthews 2013; DDNM, Wang et al.
+    2023; RePaint).
+
+    Run the chain with `inpaint`, or call by call with `budget_step`. The chain uses these settings of the
+    config: the betas, the prediction type, the clipping, and whether the model returns a learned variance
+    (which it ignores). It does not use eta, timestep_spacing, known_region, undo, jump_schedule and
+    use_clipped_model_output, which apply only to chains of `set_timesteps`.
 
     Args:
-        state: any state; a schedule it has is replaced.
-        num_model_calls: at least 8. With many of them, neighbouring calls share a timestep.
+        state: any state. An existing schedule is replaced.
+        num_model_calls: number of model calls, at least 8. If it is large, neighbouring calls share a
+            timestep.
 
     Returns:
         A new state with exactly num_model_calls model calls.
 
     Raises:
-        TypeError, ValueError: num_model_calls is not an integer, or below 8.
+        TypeError: num_model_calls is not an integer.
+        ValueError: num_model_calls is below 8.
 
     Warns:
-        UserWarning: as `set_timesteps`.
+        UserWarning: see `set_timesteps`.
 
     >>> from repaint_jax import create_state
     >>> state = set_timesteps_for_budget(create_state(), 64)
@@ -140,28 +149,34 @@ def budget_step(
     mask: jax.Array,
     key: jax.Array,
 ) -> BudgetStepOutput:
-    """Take the sample through one model call of a budget (equations in `budget_transition`).
+    """Take one step of a schedule from `set_timesteps_for_budget`.
 
-    A whole chain by hand is, from a `sample` of standard Gaussian noise,
+    `budget_transition` has the equations. This code runs a whole chain, from a `sample` of standard
+    Gaussian noise:
 
         noise = jnp.zeros_like(sample)
         for call, t in enumerate(state.timesteps):
             sample, noise, _ = budget_step(state, model_output, call, sample, noise, image, mask, key)
 
-    with the model's output for `sample` at `t`, and a new key for each call.
+    `model_output` is the model's output for `sample` at `t`. Each call needs a new key.
 
     Args:
-        state: from `set_timesteps_for_budget`.
-        model_output: as for `step`.
-        call: the model call, in 0..num_model_calls-1: an int or an int32 scalar. A traced one is not
-            checked.
+        state: a state from `set_timesteps_for_budget`.
+        model_output: see `step`.
+        call: index of the model call, in 0..num_model_calls-1: an int or an int32 scalar. A traced value
+            is not checked.
         sample: the noisy image, floating, any shape.
-        previous_noise: the `noise` that the call before returned, zeros in the first.
-        original_image, mask, key: as for `step`.
+        previous_noise: the `noise` that the previous call returned; zeros in the first call.
+        original_image: see `step`.
+        mask: see `step`.
+        key: see `step`.
+
+    Returns:
+        A `BudgetStepOutput`: the next sample, the noise of this call and the predicted clean image.
 
     Raises:
-        ValueError, TypeError: on a state without a budget, a call that is not in it, and on shapes and
-            dtypes other than the above.
+        ValueError: the state has no budget, the call is not in it, or a shape is wrong.
+        TypeError: an argument has the wrong type or dtype.
     """
     schedule = schedule_of(state)
     if not isinstance(schedule, BudgetSchedule):
@@ -189,10 +204,10 @@ def budget_step(
 def dwelling_timesteps(
     alphas_cumprod: NDArray[np.float64], num_model_calls: int
 ) -> NDArray[np.int64]:  # [num_model_calls], falling, with repeats
-    """Training timesteps of all calls, dense where known and missing pixels inform each other.
+    """Return the training timesteps of all calls, dense where known and missing pixels inform each other.
 
-    Between the largest sigma and the smallest the density over ln sigma is proportional to
-    b + exp(-(ln(sigma/c)/w)^2); each level is moved to the nearest training timestep.
+    Between the largest sigma and the smallest, the density over ln sigma is proportional to
+    b + exp(-(ln(sigma/c)/w)^2). Each level is moved to the nearest training timestep.
     """
     log_sigma = noise.log_sigma(alphas_cumprod)
     grid = np.linspace(log_sigma[0], min(log_sigma[-1], np.log(_LARGEST_SIGMA)), 4096)

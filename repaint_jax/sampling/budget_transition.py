@@ -1,10 +1,11 @@
-"""A chain for a budget of model calls: one noise level a call, no jumps, noise that is used twice.
+"""The step of a call budget: one noise level for each call, no jumps, and each draw of noise used twice.
 
-RePaint goes up and down between the levels to let known and missing pixels find each other. Here the chain
-goes down once and dwells where that happens: at each level the missing pixels are denoised, further than
-the next level asks for, and renoised. With a and p the abar of a call's level and of the next one, s and s'
-their sigma = sqrt((1 - abar)/abar), x the sample, m the mask and z the call's Gaussian, z_prev that of the
-call before:
+RePaint jumps up and down between the noise levels to make the pixels to fill agree with the known pixels.
+The chain here goes down once, and makes most of its calls at the levels where known and missing pixels
+inform each other. At each level it denoises the missing pixels further than the next level needs, and then
+adds noise again. Let a and p be the abar of a call's level and of the next call's level, s and s' their
+sigma = sqrt((1 - abar)/abar), x the sample, m the mask, z the call's Gaussian noise, and z_prev the noise
+of the previous call:
 
     x0      = clip((x - sqrt(1 - a) eps) / sqrt(a)),   eps = (x - sqrt(a) x0) / sqrt(1 - a)
     A^2     = 2 sqrt(s'/s) max(0, s'/s - 1/3)
@@ -12,32 +13,36 @@ call before:
     known   = sqrt(p) (y + s' (B eps + sqrt(1 - B^2) z)),   y = x_original + G (x_original - x0)
     x       = m known + (1 - m) unknown
 
-Where s' = s the missing pixels make a step of overdamped Langevin dynamics, of length s^2 A^2/2 along the
-score -eps/s. White noise would bias their variance in the first order of that length; half of each of two
-successive noises, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), does so in the second.
+If s' = s, the update of the missing pixels is a step of overdamped Langevin dynamics, of length s^2 A^2/2
+along the score -eps/s. With white noise, the bias of their variance would be of first order in that length.
+With half of each of two successive draws, the scheme of Leimkuhler and Matthews 2013 (arXiv 1203.5428), it
+is of second order.
 
-Where s' < s, what the power of s'/s in A^2 should be depends on what is painted:
+If s' < s, the best power of s'/s in A^2 depends on the content of the missing pixels:
 
-    1      leaves details, which the prediction gets right, with just the noise that s' says,
-           and shapes that are wide against s with too little
-    0      leaves wide shapes enough, and details too much, which the next call takes for texture
-    1/2    lies between, and measured best
+    1      Details get exactly the noise of s', because the prediction is right about them. Shapes that are
+           wide compared with s get too little noise.
+    0      Wide shapes get enough noise. Details get too much, and the next call mistakes it for texture.
+    1/2    is between the two, and gave the best results in measurements.
 
-The known pixels get a share B of the noise back that the model itself sees in them, as in DDNM (Wang et al.
-2023, arXiv 2212.00490), and are moved beyond the original by a share G of what the prediction lacks. For a
-Gaussian prior the fixed point of B = 1, where the prediction agrees with the known pixels, makes the score
-of the missing ones that of the posterior itself, at every level; RePaint, with B = G = 0, has it only
-in the limit of small s. G hastens the way to the fixed point, and is stable below 1.
+The known pixels get back a share B of the noise that the model predicts in them, as in DDNM (Wang et al.
+2023, arXiv 2212.00490). They are also moved beyond the original by a share G of the difference between the
+original and the prediction. Consider a Gaussian prior and B = 1. At the fixed point, the prediction agrees
+with the original in the known pixels, and the score of the missing pixels is the score of the posterior at
+every noise level. RePaint, which has B = G = 0, has this property only in the limit of small s. G speeds up
+the convergence to the fixed point. It is stable below 1.
 
-A pixel at the limit of the clip range has no fixed point, since predictions lie on one side of it: B would
-drive it further and further out, to where no network was trained, and what a network makes of that falls
-upon the missing pixels. So B = G = 0 at such a pixel once s' is below the limit; above it predictions lie
-far inside, and there is much to learn from the pixel.
+A known pixel at the limit of the clip range has no fixed point, because all predictions lie on one side of
+it. B would move such a pixel further and further out, to values that no network was trained on, and the
+network's output for them would spoil the missing pixels. So B = G = 0 at such a pixel if s' is below the
+limit. If s' is above the limit, predictions lie far inside the range and the pixel still gives much
+information, so B and G keep their values.
 
-The last call goes from the smallest level to clean as if eps kept its value on the way; but it falls to 0
-with sigma, and half of that step is too much. Where three calls or more are at that level this is all that
-is wrong with it: the last but one then goes to clean, and the last one, the model called once more at the
-smallest s on that image, adds s/2 eps to the missing pixels.
+The last call goes from the smallest noise level to the clean image. Its step assumes that eps is constant
+along the way, but eps falls to 0 with sigma, so that half of the step is too much. If three or more calls
+are at the smallest level, this is the only error of that step, and the chain corrects it. The last call but
+one goes to the clean image. The last call runs the model once more, on that image and at the smallest s,
+and adds s/2 eps to the missing pixels.
 """
 
 from typing import NamedTuple
@@ -51,22 +56,22 @@ from repaint_jax.sampling import noise
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.prediction import predict, split_model_output
 
-_DENOISE_TO = 1 / 3  # of sigma, before the noise comes back
+_DENOISE_TO = 1 / 3  # share of sigma that is left before noise is added again
 _FEEDBACK = 0.95  # B
 _CORRECTION = 0.5  # G
 
 
 class CallCoefficients(NamedTuple):
-    """What a model call needs. Every field is [num_model_calls] in a state, and [] in a step."""
+    """Coefficients of a model call. Every field is [num_model_calls] in a state, and [] in a step."""
 
-    timestep: jax.Array  # int32, what the model is told
+    timestep: jax.Array  # int32, the model's timestep argument
     signal: jax.Array  # sqrt(a)
     noise: jax.Array  # sqrt(1 - a)
     next_signal: jax.Array  # sqrt(p)
     next_noise: jax.Array  # sqrt(p) s'
-    direction: jax.Array  # sqrt(p) min(s', s/3); in a last call that corrects, 3/2 s
-    renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two noises
-    correction: jax.Array  # G, and 0 in a call that goes to clean
+    direction: jax.Array  # sqrt(p) min(s', s/3); 3/2 s in a last call that corrects the one before
+    renoising: jax.Array  # sqrt(p) s A/2, the weight of each of the two draws of noise
+    correction: jax.Array  # G; 0 in a call that goes to the clean image
 
 
 def budget_transition(
@@ -79,10 +84,10 @@ def budget_transition(
     mask: jax.Array,
     z: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Take the sample to the next level.
+    """Take the sample to the next noise level.
 
     Returns:
-        The sample and pred_original_sample; the next call's `previous_z` is this one's `z`.
+        The sample and pred_original_sample. The `z` of this call is the `previous_z` of the next call.
     """
     row, sample, previous_z, original_image, mask = jax.tree.map(
         lambda array: jnp.asarray(array, z.dtype),
@@ -101,7 +106,7 @@ def budget_transition(
 def _in_reach(
     config: RePaintSchedulerConfig, row: CallCoefficients, original_image: jax.Array
 ) -> jax.Array:
-    """Say at which known pixels predictions can agree with the original: 1, elsewhere 0."""
+    """Return 1 for pixels whose original value the prediction can reach, and 0 for the others."""
     if not config.clip_sample:
         return jnp.ones_like(original_image)
     limit = config.clip_sample_range
@@ -110,7 +115,7 @@ def _in_reach(
 
 
 def call_coefficients(config: RePaintSchedulerConfig, timesteps: NDArray[np.int64]) -> CallCoefficients:
-    """Compute the coefficients of calls at these timesteps in float64, and store them as float32."""
+    """Compute the coefficients of calls at the given timesteps in float64, and store them as float32."""
     a = noise.alphas_cumprod(config.betas)[timesteps]
     p = np.append(a[1:], 1.0)
     sigma, next_sigma = (np.sqrt((1 - level) / level) for level in (a, p))
@@ -122,7 +127,7 @@ def call_coefficients(config: RePaintSchedulerConfig, timesteps: NDArray[np.int6
     amplitude = np.sqrt(2 * np.sqrt(ratio) * (ratio - denoised))
     direction = sigma * denoised
     if ends_with_correction:
-        direction[-1] = 1.5 * sigma[-1]  # x0 is clean - s eps, and clean + s/2 eps is wanted
+        direction[-1] = 1.5 * sigma[-1]  # the result must be clean + s/2 eps, and x0 is clean - s eps
 
     def store(values: np.ndarray) -> jax.Array:
         return jnp.asarray(values, jnp.float32)

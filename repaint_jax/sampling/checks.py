@@ -1,4 +1,7 @@
-"""Refusals that several files share: one sentence with the parameter, its value and what was expected."""
+"""Argument checks that several modules share.
+
+A message names the parameter, its value and what is expected.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ import numpy as np
 
 
 def check_int(name: str, value: Any, minimum: int) -> int:
-    """Return a parameter as a Python int, or refuse what is no integer of at least `minimum`."""
+    """Return a parameter as a Python int, or raise if it is not an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}, expected an integer")
     if value < minimum:
@@ -17,7 +20,7 @@ def check_int(name: str, value: Any, minimum: int) -> int:
 
 
 def check_floating(name: str, array: jax.Array) -> None:
-    """Refuse what is no array, and an array that is not floating."""
+    """Raise if a value is not a floating array."""
     if not isinstance(array, jax.Array | np.ndarray | np.generic):
         raise TypeError(f"{name} is a {type(array).__name__}, expected a floating array")
     dtype = jnp.result_type(array)
@@ -26,7 +29,7 @@ def check_floating(name: str, array: jax.Array) -> None:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called."""
+    """Raise if a value is not a hashable callable."""
     if not callable(value):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a function")
     try:
@@ -36,7 +39,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
-    """Refuse images and masks that are not floating, and masks that do not fit their image."""
+    """Raise if the image or the mask is not floating, or if the mask's shape does not fit the image."""
     check_floating("original_image", original_image)
     check_floating("mask", mask)
     shape, mask_shape = jnp.shape(original_image), jnp.shape(mask)
@@ -51,7 +54,7 @@ def check_image_and_mask(original_image: jax.Array, mask: jax.Array) -> None:
 
 
 def check_like_image(name: str, array: jax.Array, original_image: jax.Array) -> None:
-    """Refuse an array that is not floating or not of the image's shape."""
+    """Raise if an array is not floating or does not have the image's shape."""
     check_floating(name, array)
     if jnp.shape(array) != jnp.shape(original_image):
         raise ValueError(

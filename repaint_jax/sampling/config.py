@@ -1,4 +1,4 @@
-"""What a RePaint scheduler is made of, and its file `scheduler_config.json`."""
+"""Settings of a RePaint scheduler, and their file `scheduler_config.json`."""
 
 import dataclasses
 import math
@@ -29,45 +29,51 @@ _CHOICES = {
 
 _SCHEDULERS_WITH_BETAS = ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler")
 
-# DDPMScheduler's names for variances that differ only in the rounding of their logarithm.
+# DDPMScheduler's names for the same variances, up to the rounding of their logarithm.
 _VARIANCE_ALIASES = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
 
-# Keys of other schedulers' files that would change the noise levels or the prediction.
+# Keys in other schedulers' files that would change the noise levels or the prediction if they are true.
 _REFUSED_WHEN_TRUE = ("rescale_betas_zero_snr", "thresholding")
 
 
 @dataclasses.dataclass(frozen=True)
 class RePaintSchedulerConfig:
-    """Settings of a RePaint scheduler: diffusers' names and defaults, then the choices it lacks.
+    """Settings of a RePaint scheduler.
+
+    Settings that diffusers has too keep its names and defaults.
 
     Attributes:
-        num_train_timesteps: diffusion steps the model was trained with, at least 1.
+        num_train_timesteps: number of diffusion steps in the model's training, at least 1.
         beta_start: variance of the first training step, in (0, 1).
         beta_end: variance of the last training step, in (0, 1).
         beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" (capped at 0.999; it uses neither
             beta_start nor beta_end) or "sigmoid".
-        eta: share of DDPM's noise in a reverse step, in [0, 1]; 0 is DDIM (Song et al. 2020,
-            arXiv 2010.02502, eq. 16), 1 is DDPM.
-        trained_betas: betas to use instead, num_train_timesteps of them, each in (0, 1).
-        clip_sample: clip the predicted clean image.
-        clip_sample_range: to [-clip_sample_range, clip_sample_range]; positive.
-        prediction_type: the model predicts the noise ("epsilon"), the clean image ("sample") or
+        eta: share of DDPM's noise in a reverse step, in [0, 1]. 0 is DDIM (Song et al. 2020,
+            arXiv 2010.02502, eq. 16), and 1 is DDPM.
+        trained_betas: betas that replace the schedule: num_train_timesteps values, each in (0, 1).
+        clip_sample: whether to clip the predicted clean image.
+        clip_sample_range: the limit of the clipping, positive. The predicted clean image is clipped to
+            [-clip_sample_range, clip_sample_range].
+        prediction_type: what the model predicts: the noise ("epsilon"), the clean image ("sample") or
             v = sqrt(abar) noise - sqrt(1 - abar) image ("v_prediction", arXiv 2202.00512).
-        variance_type: of a reverse step's noise at eta=1: DDPM's posterior variance ("fixed_small"), beta
-            ("fixed_large"), or interpolated between their logarithms by C further channels of the model's
-            output, -1 small and 1 large ("learned_range", arXiv 2102.09672, eq. 15).
+        variance_type: variance of a reverse step's noise at eta=1. "fixed_small" is DDPM's posterior
+            variance, and "fixed_large" is beta. With "learned_range" the model's output has C more
+            channels, which interpolate between the logarithms of the two: -1 is small, 1 is large
+            (arXiv 2102.09672, eq. 15).
         timestep_spacing: "leading", "trailing" or "linspace"; see `noise.ladder`.
-        known_region: "after_step" puts the known pixels in after each reverse step, the last one
-            included, so they come back exactly; "before_model" is the official order, before each
-            model call but the first. With a mask of zeros and ones the two differ in the last step
-            only: there "before_model" returns the model's own rendering of the known pixels.
-        undo: "exact" gives a jump the variance between its two levels; "diffusers" uses the betas that
-            diffusers' `undo_step` uses, which are those of a level higher, lets one noise tensor serve the
-            known and the unknown part of soft masks, and clamps or ignores the schedule arguments that
-            are refused otherwise.
-        jump_schedule: "diffusers" reads the walk of `jumps.resampling_walk` as steps, "paper" as levels.
-        use_clipped_model_output: after clipping, derive the noise anew from the clipped image, as
-            DDPM's posterior mean does implicitly (diffusers' DDIMScheduler has the same argument).
+        known_region: when the known pixels are put in. "after_step" puts them in after each reverse step,
+            including the last one, so the result has them exactly. "before_model", the order of the
+            official code, puts them in before each model call but the first. With a mask of zeros and
+            ones the two differ only in the last step: with "before_model" the known pixels of the result
+            are those that the model predicts.
+        undo: variance of a jump's noise. "exact" uses the variance between the jump's two levels.
+            "diffusers" uses the betas of diffusers' `undo_step`, which belong to a level higher. It also
+            uses one noise tensor for the known and the unknown part of soft masks, and clamps or ignores
+            schedule arguments that "exact" refuses.
+        jump_schedule: how to read the walk of `jumps.resampling_walk`: "diffusers" reads it as steps,
+            "paper" as levels.
+        use_clipped_model_output: after clipping, compute the noise again from the clipped image, as
+            DDPM's posterior mean does implicitly. diffusers' DDIMScheduler has the same argument.
     """
 
     num_train_timesteps: int = 1000
@@ -124,19 +130,19 @@ class RePaintSchedulerConfig:
 
     @property
     def betas(self) -> NDArray[np.float64]:
-        """Variance of each training step, [num_train_timesteps]."""
+        """Return the variance of each training step, [num_train_timesteps]."""
         if self.trained_betas is not None:
             return np.array(self.trained_betas)
         return noise.betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
 
     @classmethod
     def diffusers(cls, **overrides: Any) -> Self:
-        """Return the sampler of diffusers 0.42: its every choice, its undo step's betas included."""
+        """Return the settings of the sampler of diffusers 0.42, including the betas of its undo step."""
         return cls(**{"undo": "diffusers", **overrides})
 
     @classmethod
     def paper(cls, **overrides: Any) -> Self:
-        """Return the sampler of the official code: DDPM steps with learned variance over both ends."""
+        """Return the settings of the official code: DDPM steps, learned variance, "linspace" spacing."""
         choices = {
             "eta": 1.0,
             "variance_type": "learned_range",
@@ -149,7 +155,7 @@ class RePaintSchedulerConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote, or another diffusers scheduler's config; unknown keys are ignored."""
+        """Make a config from a dict of `to_dict` or of another diffusers scheduler; ignore unknown keys."""
         class_name = config.get("_class_name", "RePaintScheduler")
         if class_name not in _SCHEDULERS_WITH_BETAS and "beta_schedule" not in config:
             raise ValueError(
@@ -161,14 +167,14 @@ class RePaintSchedulerConfig:
                 raise ValueError(f"{name} is {config[name]!r}, expected false: it is not supported")
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in config.items() if name in names}
-        if config.get("predict_epsilon") is False:  # in files of before there was prediction_type
+        if config.get("predict_epsilon") is False:  # in files older than prediction_type
             known.setdefault("prediction_type", "sample")
         if known.get("variance_type") in _VARIANCE_ALIASES:
             known["variance_type"] = _VARIANCE_ALIASES[known["variance_type"]]
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return diffusers' `scheduler_config.json` as a dict."""
+        """Return the content of diffusers' `scheduler_config.json` as a dict."""
         return {"_class_name": "RePaintScheduler", **dataclasses.asdict(self)}
 
     @classmethod
@@ -180,14 +186,14 @@ class RePaintSchedulerConfig:
         Args:
             path_or_repo: a folder, or the name of a repository on the Hugging Face hub (which needs the
                 package huggingface_hub).
-            subfolder: folder in it that holds the file; pipelines keep it under "scheduler".
+            subfolder: the subfolder that has the file. In a pipeline it is "scheduler".
             revision: branch, tag or commit on the hub.
         """
         name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
         return read_config(local_folder(path_or_repo, [name], revision) / name, cls.from_dict)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `scheduler_config.json` into a folder, which is created where it is missing."""
+        """Write `scheduler_config.json` into a folder, and create the folder if it is missing."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 

@@ -1,4 +1,4 @@
-"""Devices: one for each core of a CPU, batches over several, and how large a batch fits one."""
+"""Devices: batches over several devices, one device for each CPU core, the largest batch for a device."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.inpaint import ModelFn, inpaint
@@ -20,64 +20,98 @@ _DEVICE_COUNT_FLAG = "xla_force_host_platform_device_count"
 
 
 def shard_batch(batch: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
-    """Lay the leading axis of every array out over devices.
+    """Divide the leading axis of every array among devices.
 
-    `inpaint` on what comes back, and on `replicate`d parameters, runs on all of the devices at once and
-    compiles to a program in which they exchange nothing.
+    Pass the result to `inpaint`, together with parameters from `replicate`. It then runs on all devices at
+    once, in a program without communication between them.
 
     Args:
-        batch: a pytree of arrays and vectors of keys, such as (images, masks, keys), of one length, a
-            multiple of the number of devices.
-        devices: `jax.local_devices()` where None.
+        batch: a pytree of arrays and vectors of keys, such as (images, masks, keys). All have the same
+            length, which is a multiple of the number of devices.
+        devices: the devices; None means all devices of the mesh that `jax.set_mesh` has set, or
+            `jax.local_devices()` where none is set.
+
+    Returns:
+        The batch, with every array divided among the devices.
+
+    Raises:
+        ValueError: the leading axes differ, or are not a multiple of the number of devices.
     """
-    devices = _at_least_one(devices)
+    mesh = _mesh(devices)
     lengths = {jnp.shape(leaf)[0] if jnp.shape(leaf) else 0 for leaf in jax.tree.leaves(batch)}
-    if len(lengths) > 1 or 0 in lengths or any(length % len(devices) for length in lengths):
+    if len(lengths) > 1 or 0 in lengths or any(length % mesh.size for length in lengths):
         raise ValueError(
             f"batch has leading axes of length {sorted(lengths)}, expected one length, a multiple of the "
-            f"{len(devices)} devices (0: no axis)"
+            f"{mesh.size} devices (0: no axis)"
         )
-    return jax.device_put(batch, NamedSharding(_mesh(devices), PartitionSpec("batch")))
+    return _placed(batch, mesh, PartitionSpec(mesh.axis_names))
 
 
 def replicate(params: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
-    """Put a copy of every array on each device, `jax.local_devices()` where None."""
-    devices = _at_least_one(devices)
-    return jax.device_put(params, NamedSharding(_mesh(devices), PartitionSpec()))
+    """Put a copy of every array on each device.
+
+    Args:
+        params: a pytree of arrays.
+        devices: the devices; None means those of `shard_batch`.
+
+    Returns:
+        The params, with a copy of every array on each device.
+    """
+    return _placed(params, _mesh(devices), PartitionSpec())
 
 
 def free_devices(params: Any) -> list[jax.Device]:
-    """List all devices of this process; none where params are sharded: JAX knows where to compute then."""
+    """List the devices of this process, or no devices if params are sharded.
+
+    If params are sharded, JAX computes where they are.
+    """
     leaves = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
     return jax.local_devices() if whole else []
 
 
-def _at_least_one(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
-    devices = jax.local_devices() if devices is None else devices
+def mesh_of_devices(devices: Sequence[jax.Device]) -> contextlib.AbstractContextManager[Any]:
+    """Set the mesh that `shard_batch` lays arrays out on, in place of another one that is set.
+
+    JAX refuses arrays of one mesh while another is set, as by a training loop around a pipeline's call.
+    """
+    if jax.sharding.get_abstract_mesh().empty or not devices:
+        return contextlib.nullcontext()
+    return jax.set_mesh(_mesh(devices))
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | AbstractMesh:
+    if devices is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            return mesh
+        devices = jax.local_devices()
     if not devices:
         raise ValueError("devices is empty, expected at least one")
-    return devices
-
-
-def _mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), ("batch",))
 
 
-def use_every_core(batch_size: int = 0) -> None:
-    """Let JAX have a device for every core of the CPU, unless it runs already or was told how many.
+def _placed(tree: Tree, mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> Tree:
+    # A spec alone means the mesh that is set.
+    return jax.device_put(tree, NamedSharding(mesh, spec) if isinstance(mesh, Mesh) else spec)
 
-    Two cores do more on two halves of a batch than together on each operation, few of which are large
-    enough to be divided. Other platforms are not concerned.
+
+def use_every_core(batch_size: int = 0) -> None:
+    """Make JAX use one device for each CPU core.
+
+    This has no effect if JAX has started already, or if the number of devices is already set. It does not
+    change other platforms. Two cores are faster if each takes half of a batch than if both share every
+    operation, because few operations are large enough to be divided.
 
     Args:
-        batch_size: a number of pictures that has to be a multiple of the number of devices, or 0.
+        batch_size: number of pictures, which must be a multiple of the number of devices; 0 for no such
+            condition.
     """
     told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
     if not told and _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         most = max(count for count in range(1, cores + 1) if batch_size % count == 0)
-        with contextlib.suppress(RuntimeError):  # JAX runs already
+        with contextlib.suppress(RuntimeError):  # JAX has started already
             jax.config.update("jax_num_cpu_devices", most)
 
 
@@ -90,23 +124,27 @@ def largest_batch_size(
     dtype: Any = jnp.float32,
     bytes_limit: int | None = None,
 ) -> int:
-    """Say how many images `inpaint` can take at once on one device, without running it.
+    """Return how many images `inpaint` can process at once on one device, without running it.
 
-    The chain is compiled for one image and for two, and the difference of what XLA says each needs is taken
-    for an image's share; then for the result, to be sure, or to correct it. The number of model calls
-    hardly matters: a call needs the memory of the one before, and a few coefficients.
+    The function compiles the chain for one image and for two images, and XLA reports how much memory each
+    program needs. The difference is the memory per image. The function then compiles the chain for the
+    resulting batch size, and lowers that size if it does not fit. The number of model calls hardly matters:
+    each call reuses the memory of the previous one, and adds only a few coefficients.
 
     Args:
-        state: with a schedule.
-        model_fn: as `inpaint` takes it.
-        params: its parameters, or their shapes and dtypes.
+        state: a state with a schedule.
+        model_fn: see `inpaint`.
+        params: the parameters of model_fn, or their shapes and dtypes.
         image_shape: [H, W, C] of one image.
-        dtype: of the images.
-        bytes_limit: memory to fit into; where None what the first local device has, of which a CPU's is
-            the machine's.
+        dtype: dtype of the images.
+        bytes_limit: available memory in bytes. None means the memory of the first local device; for a CPU
+            this is the memory of the machine.
 
     Returns:
-        The batch size, 0 where not even one image fits.
+        The batch size, or 0 if not even one image fits.
+
+    Raises:
+        NotImplementedError: the backend of JAX does not report how much memory a program needs.
     """
     if bytes_limit is None:
         bytes_limit = _bytes_limit(jax.local_devices()[0])

@@ -1,4 +1,4 @@
-"""The whole chain of RePaint in one `lax.scan` with one iteration per model call."""
+"""The sampling loop: a whole chain in one `lax.scan`, with one iteration per model call."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +16,8 @@ from repaint_jax.sampling.checks import (
     check_like_image,
 )
 from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
+from repaint_jax.sampling.meshes import with_type_of_output
+from repaint_jax.sampling.progress import report, with_progress
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -63,34 +65,38 @@ def inpaint(
     preview_calls: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Fill the holes of an image with what a diffusion model finds likely (algorithm 1, whole).
+    """Inpaint an image with a diffusion model (the whole of RePaint's algorithm 1).
 
-    Compiled once for each `model_fn`, configuration, length of the chain, shape and dtype; so keep one
-    `model_fn` and one `progress` rather than making new ones. Call it under `jax.jit` with `model_fn` and
-    the options static, under `jax.vmap` and under `jax.grad` as you like.
+    JAX compiles this function once for each `model_fn`, config, number of model calls, shape and dtype.
+    Reuse one `model_fn`: a new function object compiles again. You can call `inpaint` under `jax.jit` (with
+    `model_fn` and the options static), `jax.vmap` and `jax.grad`.
 
     Args:
-        state: from `set_timesteps` or `set_timesteps_for_budget`.
-        model_fn: `model_fn(params, sample, timestep) -> model_output`, pure; the sample has the image's
-            shape and dtype, the timestep is an int32 scalar.
+        state: a state from `set_timesteps` or `set_timesteps_for_budget`.
+        model_fn: a pure function `model_fn(params, sample, timestep) -> model_output`. The sample has the
+            image's shape and dtype, and the timestep is an int32 scalar.
         params: the model's parameters, any pytree.
-        original_image: [..., H, W, C] or any shape, floating, in [-1, 1].
-        mask: 1 keeps the pixel, 0 inpaints it, values between blend; floating, of the image's rank,
-            each axis equal or 1.
-        key: a key; or a vector of B keys, then the leading axis is a batch, and image i depends on
-            key[i] alone (of JAX's "rbg" keys, on the whole vector: a batch of them draws from the first).
-        initial_sample: what to start from, of the image's shape; standard Gaussian noise where None.
-        preview_calls: model calls, of 0..num_model_calls-1, whose `pred_original_sample` to keep.
-        progress: called on the host as `progress(calls_done)` after each model call.
+        original_image: the image to inpaint, [..., H, W, C] or any shape, floating, in [-1, 1]. Where the
+            mask is 0 its values do not matter; they may be NaN or infinite.
+        mask: 1 keeps a pixel, 0 inpaints it, and values between 0 and 1 blend. Floating, of the image's
+            rank; each axis is equal to the image's or 1.
+        key: a key, or a vector of B keys. With a vector the leading axis is a batch, and image i depends
+            on key[i] alone. With JAX's "rbg" keys it depends on the whole vector, because JAX draws the
+            numbers of a batch from its first key.
+        initial_sample: the sample to start from, of the image's shape; None means standard Gaussian noise.
+        preview_calls: model calls, in 0..num_model_calls-1, whose `pred_original_sample` to return.
+        progress: a function that is called on the host as `progress(calls_done)` after each model call.
+            With it, `inpaint` returns when the chain is done. It may be a new function for each call.
 
     Returns:
-        The inpainted image, of the original's shape and dtype; known pixels bit for bit, unless
-        known_region is "before_model" in a schedule of `set_timesteps`. With preview_calls, a pair of it
-        and the previews [len(preview_calls), *image shape].
+        The inpainted image, of the original image's shape and dtype. Its known pixels are those of the
+        original bit for bit, unless known_region is "before_model" in a schedule of `set_timesteps`. With
+        preview_calls, a pair of the image and the previews [len(preview_calls), *image shape].
 
     Raises:
-        ValueError, TypeError: on a state without a schedule and on shapes, ranks and dtypes other than
-            the above. Values on the device (a NaN, a mask outside [0, 1]) raise nothing.
+        ValueError: the state has no schedule, or a shape, a rank or a value is wrong. Values on the device
+            (a NaN, a mask outside [0, 1]) are not checked.
+        TypeError: an argument has the wrong type or dtype.
 
     >>> from repaint_jax import create_state, set_timesteps
     >>> state = set_timesteps(create_state(), 5, jump_length=2, jump_n_sample=2)
@@ -105,18 +111,17 @@ def inpaint(
     calls = _checked_preview_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
     if initial_sample is not None:
         check_like_image("initial_sample", initial_sample, original_image)
-    image, previews = _run_chain(
-        state, model_fn, params, original_image, mask, key, initial_sample, calls, progress
-    )
+    run = partial(_run_chain, state, model_fn, params, original_image, mask, key, initial_sample, calls)
+    image, previews = with_progress(run, progress)
     return image if preview_calls is None else (image, previews)
 
 
 class ChainCarry(NamedTuple):
-    """A chain between two model calls: all that the calls to come need besides `inpaint`'s arguments."""
+    """The state of a chain between two model calls, apart from the arguments of `inpaint`."""
 
-    sample: jax.Array  # float32, or wider as the image
-    memory: Any  # what the schedule's calls hand on besides
-    calls_done: jax.Array  # int32
+    sample: jax.Array  # float32, or the image's dtype if that is wider
+    memory: Any  # the `Memory` of the schedule, for the next call
+    calls_done: jax.Array  # number of model calls made so far, int32
 
 
 def start_chain(
@@ -126,10 +131,20 @@ def start_chain(
     *,
     initial_sample: jax.Array | None = None,
 ) -> ChainCarry:
-    """Return the chain of `inpaint`, with the same arguments, before its first model call.
+    """Return the carry of a chain before its first model call, for `continue_chain`.
+
+    Args:
+        state: see `inpaint`.
+        original_image: see `inpaint`.
+        key: see `inpaint`.
+        initial_sample: see `inpaint`.
+
+    Returns:
+        The carry that `inpaint` starts from if it gets the same arguments.
 
     Raises:
-        TypeError, ValueError: as `inpaint`.
+        ValueError: see `inpaint`.
+        TypeError: see `inpaint`.
     """
     schedule = schedule_of(state)
     is_key_vector(key)
@@ -187,26 +202,33 @@ def continue_chain(
     preview_calls: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ChainCarry | tuple[ChainCarry, jax.Array]:
-    """Make some of a chain's model calls.
+    """Run the next num_calls model calls of a chain.
 
-    Stretches that add up to `state.num_model_calls` end with `inpaint`'s result as `sample`, bit for bit
-    once it has the image's dtype. In between the carry can be saved, with Orbax like any pytree, and the
-    chain resumed elsewhere.
+    A chain can be run in several stretches. Each of them gets the same arguments from state to key. After
+    `state.num_model_calls` calls in all, `carry.sample`, cast to the image's dtype, equals the result of
+    `inpaint` bit for bit. Between two stretches the carry can be saved like any pytree, for example with
+    Orbax, and the chain can be resumed elsewhere.
 
     Args:
-        state: as for `inpaint`, with the other arguments up to key; the same for all stretches.
-        carry: from `start_chain` or an earlier stretch.
-        num_calls: model calls to make; each other number is compiled anew.
-        preview_calls: calls of this stretch, of 0..num_calls-1, whose `pred_original_sample` to return as
-            well, as `inpaint` does.
-        progress: called on the host as `progress(calls_done)` after each model call.
+        state: see `inpaint`.
+        model_fn: see `inpaint`.
+        params: see `inpaint`.
+        original_image: see `inpaint`.
+        mask: see `inpaint`.
+        key: see `inpaint`.
+        carry: the carry from `start_chain` or from the previous stretch.
+        num_calls: number of model calls to run. Each new number compiles again.
+        preview_calls: calls of this stretch, in 0..num_calls-1, whose `pred_original_sample` to return.
+        progress: a function that is called on the host as `progress(calls_done)` after each model call.
 
     Returns:
-        The carry after these calls; with preview_calls, a pair of it and the previews
+        The carry after these calls. With preview_calls, a pair of the carry and the previews
         [len(preview_calls), *image shape].
 
     Raises:
-        TypeError, ValueError: as `inpaint`; also where fewer than num_calls calls are left.
+        ValueError: see `inpaint`; also if fewer than num_calls calls are left, or if the carry belongs to
+            another kind of chain.
+        TypeError: see `inpaint`; also if carry is not a `ChainCarry`.
 
     >>> from repaint_jax import create_state, set_timesteps_for_budget
     >>> state = set_timesteps_for_budget(create_state(), 8)
@@ -235,14 +257,13 @@ def continue_chain(
         )
     calls = _checked_preview_calls(preview_calls, "num_calls", num_calls)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    carry, previews = _run_calls(
-        state, model_fn, params, original_image, mask, key, carry, num_calls, calls, progress
-    )
+    run = partial(_run_calls, state, model_fn, params, original_image, mask, key, carry, num_calls, calls)
+    carry, previews = with_progress(run, progress)
     return carry if preview_calls is None else (carry, previews)
 
 
 def _check_memory(memory: Any, expected: Any) -> None:
-    """Refuse the memory of another sampler, or of images of another shape."""
+    """Raise if the memory belongs to another sampler or to images of another shape."""
     if type(memory) is not type(expected):
         made_by = getattr(memory, "made_by", "something else")
         raise ValueError(f"carry belongs to a chain of {made_by}, and state to one of {expected.made_by}")
@@ -281,12 +302,12 @@ def _check_arguments(
 
 
 def _noise_of(key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The chain's draw number `index`: 0 is the start, the others belong to the model calls."""
+    """Draw the chain's noise number `index`: 0 is the start, and i + 1 belongs to model call i."""
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
     return gaussian(fold_in(key, index), shape, dtype)
 
 
-@partial(jax.jit, static_argnames=("model_fn", "preview_calls", "progress"))
+@partial(jax.jit, static_argnames=("model_fn", "preview_calls"))
 def _run_chain(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
@@ -296,15 +317,15 @@ def _run_chain(
     key: jax.Array,
     initial_sample: jax.Array | None,
     preview_calls: tuple[int, ...],
-    progress: Callable[[int], None] | None,
+    progress_number: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     arguments = state, model_fn, params, original_image, mask, key
     carry = start_chain(state, original_image, key, initial_sample=initial_sample)
-    carry, previews = _run_calls(*arguments, carry, state.num_model_calls, preview_calls, progress)
+    carry, previews = _run_calls(*arguments, carry, state.num_model_calls, preview_calls, progress_number)
     return carry.sample.astype(original_image.dtype), previews
 
 
-@partial(jax.jit, static_argnames=("model_fn", "num_calls", "preview_calls", "progress"))
+@partial(jax.jit, static_argnames=("model_fn", "num_calls", "preview_calls"))
 def _run_calls(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
@@ -315,15 +336,16 @@ def _run_calls(
     carry: ChainCarry,
     num_calls: int,
     preview_calls: tuple[int, ...],
-    progress: Callable[[int], None] | None,
+    progress_number: jax.Array | None,
 ) -> tuple[ChainCarry, jax.Array]:
-    # The chain is carried in float32 at least; the model sees the image's own dtype.
+    # The chain is computed in float32 or wider. The model gets the image's own dtype.
     image_dtype, dtype = original_image.dtype, carry.sample.dtype
+    original_image = without_missing(original_image, mask)
     config, schedule = state.config, schedule_of(state)
     rows = schedule.rows()
     num_model_calls = len(rows.timestep)
-    # Where the preview of the stretch's call i goes; one past the end, which writes nothing, for calls
-    # without one.
+    # slots[i] is the index at which the preview of the stretch's call i is stored. Calls without a preview
+    # have an index past the end, at which nothing is written.
     slots = jnp.full(num_calls, len(preview_calls), jnp.int32)
     slots = slots.at[jnp.array(preview_calls, jnp.int32)].set(
         jnp.arange(len(preview_calls), dtype=jnp.int32)
@@ -344,17 +366,17 @@ def _run_calls(
         )
         if preview_calls:
             previews = previews.at[slot].set(x0.astype(image_dtype), mode="drop")
-        if progress is not None:
-            jax.debug.callback(lambda calls_done: progress(int(calls_done)), index + 1)
+        if progress_number is not None:
+            report(progress_number, index + 1)
         return (sample, memory, previews), None
 
     previews = jnp.zeros((len(preview_calls), *original_image.shape), image_dtype)
-    (sample, memory, previews), _ = jax.lax.scan(
-        model_call, (carry.sample, carry.memory, previews), (calls, slots)
-    )
+    first = carry.sample, carry.memory, previews
+    first = with_type_of_output(model_call, first, jax.tree.map(lambda field: field[0], (calls, slots)))
+    (sample, memory, previews), _ = jax.lax.scan(model_call, first, (calls, slots))
     calls_done = carry.calls_done + num_calls
     if schedule.keeps_known_pixels(config):
-        # Bit for bit: arithmetic loses the sign of a zero, and numbers below the smallest normal one.
+        # Copy them bit for bit: arithmetic loses the sign of zeros, and subnormal numbers.
         known = (calls_done == num_model_calls) & (mask == 1)
         sample = jnp.where(known, original_image.astype(dtype), sample)
     return ChainCarry(sample, memory, calls_done), previews

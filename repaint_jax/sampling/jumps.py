@@ -1,9 +1,10 @@
-"""The resampling walk of RePaint: which noise level follows which. Plain Python.
+"""The resampling walk of RePaint: the order in which a chain visits the noise levels. Plain Python.
 
-Positions are indices into a ladder of inference steps, 0 the cleanest, T-1 the noisiest. diffusers and the
-official code take the same walk and read it differently: in the official code a position is the level
-at which the sample *is*, in diffusers it is the step being *made*, after which the sample is one level
-lower. Diffusers' jumps therefore start one level lower, the last of them from the clean image.
+Positions are indices into a ladder of inference steps: 0 is the cleanest, and T-1 the noisiest. diffusers
+and the official code use the same walk, but read it differently. In the official code a position is the
+level at which the sample *is*. In diffusers it is the step being *made*, after which the sample is one
+level lower. In diffusers, jumps therefore start one level lower, and the last of them starts at the clean
+image.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,20 @@ def resampling_walk(
     n_sample: int = 1,
     start_resampling: int | None = None,
 ) -> list[int]:
-    """Walk from T-1 down to 0, going back up at the anchors (RePaint, section 4.2 and appendix).
+    """Return the walk from T-1 down to 0, with jumps back up (RePaint, section 4.2 and appendix).
 
     Args:
         num_inference_steps: T.
-        jumps: pairs of jump_length and jump_n_sample, the innermost first. Each multiple of jump_length
-            below T - jump_length is an anchor: it is reached jump_n_sample times in all, and after all
-            but the last the walk goes up jump_length positions. A jump renews the anchors of all
-            jumps inside it.
-        n_sample: every position below T-2 is visited this many times in a row, through the one above it.
-        start_resampling: no hop starts above this position, and no jump ends above it; None for T.
+        jumps: pairs of jump_length and jump_n_sample, the innermost jump first. Each multiple of
+            jump_length below T - jump_length is an anchor. The walk reaches an anchor jump_n_sample times
+            in all, and goes up jump_length positions each time but the last. A jump resets the anchors of
+            all jumps inside it.
+        n_sample: number of visits to every position below T-2 in a row. Between two visits the walk hops
+            to the position above.
+        start_resampling: no hop starts above this position, and no jump ends above it; None means T.
+
+    Returns:
+        The positions in the order of the walk.
     """
     start = num_inference_steps if start_resampling is None else start_resampling
 
@@ -49,10 +54,10 @@ def resampling_walk(
 
 
 def diffusers_levels(walk: Sequence[int]) -> list[int]:
-    """Levels the sample passes through when positions are steps; -1 is the clean image."""
+    """Return the levels of the sample if positions are steps; -1 is the clean image."""
     return [walk[0], *(position - 1 for position in walk)]
 
 
 def paper_levels(walk: Sequence[int]) -> list[int]:
-    """Levels the sample passes through when positions are levels; -1 is the clean image."""
+    """Return the levels of the sample if positions are levels; -1 is the clean image."""
     return [*walk, -1]

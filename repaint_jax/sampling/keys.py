@@ -1,4 +1,4 @@
-"""Random keys: one for a whole array, or a vector of them with a stream for each entry of a batch."""
+"""Random keys: one key for a whole array, or a vector with one key for each entry of a batch."""
 
 from typing import Any
 
@@ -12,33 +12,34 @@ _IMPLEMENTATION = "threefry2x32"
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what is no seed."""
+    """Raise if a value is not an integer from 0 to 2**32 - 1."""
     if isinstance(seed, int | np.integer) and not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
     check_int("seed", seed, 0)
 
 
 def seed_key(seed: int) -> jax.Array:
-    """Make a key of JAX's usual kind, even where another is its default.
+    """Make a key of the kind threefry2x32, even if another kind is JAX's default.
 
-    With the others a picture's noise can depend on the batch that it is in, and results on the environment.
+    With other kinds, a picture's noise can depend on the batch that it is in, and results can depend on the
+    environment.
     """
     check_seed(seed)
     return jax.random.key(seed, impl=_IMPLEMENTATION)
 
 
 def keys_of_data(data: jax.Array) -> jax.Array:
-    """Return the keys of `seed_key`'s kind whose data these are."""
+    """Make keys of the kind that `seed_key` makes from their raw data."""
     return jax.random.wrap_key_data(data, impl=_IMPLEMENTATION)
 
 
 def working_dtype(dtype: Any) -> Any:
-    """Return float32, or `dtype` where it is wider: half precision cannot hold the coefficients."""
+    """Return float32, or `dtype` if that is wider: half precision cannot hold the coefficients."""
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Draw standard Gaussians; a vector of keys gives each entry of the leading axis its own stream."""
+    """Draw standard Gaussian noise; with a vector of keys, entry i of the leading axis uses key[i]."""
     if is_key_vector(key):
         if not shape or key.shape[0] != shape[0]:
             raise ValueError(
@@ -50,7 +51,7 @@ def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 
 
 def is_key_vector(key: jax.Array) -> bool:
-    """Tell a vector of keys from a single key, of the new or the old style."""
+    """Return whether `key` is a vector of keys, not a single key (both may be new-style or old-style)."""
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"key is {key!r}, expected a key such as jax.random.key(0), or a vector of keys")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -63,7 +64,10 @@ def is_key_vector(key: jax.Array) -> bool:
 
 
 def sample_keys(key: jax.Array, num_images: int, num_samples: int) -> jax.Array:
-    """Make a key for each sample of each image; those of image i follow from its own key alone."""
+    """Make a key for each sample of each image.
+
+    With a vector of keys, the keys of image i depend on key[i] alone.
+    """
     fold_in = jax.vmap(jax.random.fold_in, (0, None))
     fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
     image_keys = key if is_key_vector(key) else fold_in_each(key, jnp.arange(num_images))

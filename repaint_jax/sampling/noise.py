@@ -1,9 +1,9 @@
-"""Noise schedules and the ladders of timesteps that inference visits. NumPy, float64.
+"""Noise schedules, and the ladders of timesteps that inference visits. NumPy, float64.
 
-`alphas_cumprod[t]` (abar_t in the papers) is the share of signal variance left at training timestep
-`t`: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z (Ho et al. 2020, arXiv 2006.11239, eq. 4). Near the
-clean end 1 - abar_t is tiny, so everything here is computed in float64 and rounded to float32 only
-where the scheduler stores it.
+`alphas_cumprod[t]` (abar_t in the papers) is the share of the signal's variance that is left at training
+timestep `t`: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z (Ho et al. 2020, arXiv 2006.11239, eq. 4). Near
+the clean end 1 - abar_t is tiny. This module therefore computes in float64. The scheduler rounds to float32
+when it stores the values.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _MAX_COSINE_BETA = 0.999  # Nichol and Dhariwal 2021, arXiv 2102.09672, section 
 def betas(
     schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float
 ) -> NDArray[np.float64]:  # [num_train_timesteps]
-    """Variance added by each training step, for one of `BETA_SCHEDULES`."""
+    """Return the variance that each training step adds, for one of `BETA_SCHEDULES`."""
     if schedule == "linear":
         return np.linspace(beta_start, beta_end, num_train_timesteps)
     if schedule == "scaled_linear":
@@ -36,29 +36,29 @@ def betas(
 
 
 def alphas_cumprod(betas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Product of the signal shares 1 - beta up to and with each training step."""
+    """Return the product of 1 - beta over all training steps up to and including each step."""
     return np.cumprod(1 - np.asarray(betas, np.float64), dtype=np.float64)
 
 
 def log_sigma(alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithm of sigma = sqrt((1 - abar)/abar), the noise beside a signal that is not scaled down."""
+    """Return the logarithm of sigma = sqrt((1 - abar)/abar), the ratio of noise to signal."""
     return 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
 
 
 def ladder(
     spacing: str, num_train_timesteps: int, num_inference_steps: int
 ) -> NDArray[np.int64]:  # [num_inference_steps], increasing
-    """Training timesteps that inference visits, from the cleanest to the noisiest.
+    """Return the training timesteps that inference visits, from the cleanest to the noisiest.
 
-    "leading" is 0, n, 2n, ... with n = num_train // num_inference, as in DDPM's and diffusers' code;
-    "trailing" ends on the last training step and "linspace" holds both ends (Lin et al. 2023,
-    arXiv 2305.08891, table 2). "linspace" is also the respacing of the official RePaint code.
+    "leading" is 0, n, 2n, ... with n = num_train // num_inference, as in the code of DDPM and diffusers.
+    "trailing" ends on the last training step, and "linspace" includes both ends (Lin et al. 2023,
+    arXiv 2305.08891, table 2). The official RePaint code also uses "linspace".
     """
     if spacing == "leading":
         return np.arange(num_inference_steps) * (num_train_timesteps // num_inference_steps)
     if spacing == "trailing":
         stride = num_train_timesteps / num_inference_steps
-        # Counted down from the top, as diffusers does: it decides which way a half is rounded.
+        # Count down from the top, as diffusers does. This decides how halves are rounded.
         above = np.arange(num_train_timesteps, 0, -stride)[:num_inference_steps]
         return np.round(above[::-1]).astype(np.int64) - 1
     if spacing == "linspace":

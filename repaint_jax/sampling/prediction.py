@@ -1,4 +1,4 @@
-"""What a model's output says of a noisy sample: its clean image and its noise."""
+"""Compute the predicted clean image and noise of a sample from a model's output."""
 
 from typing import Any
 
@@ -12,7 +12,21 @@ from repaint_jax.sampling.config import RePaintSchedulerConfig
 def split_model_output(
     config: RePaintSchedulerConfig, model_output: jax.Array, sample: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Separate the prediction from the fraction that chooses a learned variance, in the sample's dtype."""
+    """Split a model's output into the prediction and the fraction of the learned variance.
+
+    Args:
+        config: the scheduler's settings.
+        model_output: the model's output for `sample`.
+        sample: the noisy sample.
+
+    Returns:
+        The prediction, and the fraction that interpolates the logarithm of the variance, or None if
+        variance_type is not "learned_range". Both have the sample's dtype.
+
+    Raises:
+        TypeError: model_output is not an array.
+        ValueError: model_output has the wrong shape.
+    """
     if not isinstance(model_output, jax.Array | np.ndarray):
         raise TypeError(f"model_output is a {type(model_output).__name__}, expected an array")
     shape = sample.shape
@@ -35,9 +49,14 @@ def predict(
     sample: jax.Array,
     noise_of_clipped: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the clean image and the noise that the model sees in the sample.
+    """Return the clean image and the noise that the model predicts in a sample.
 
-    `row` has the level's signal and noise; `noise_of_clipped` derives the noise anew from a clipped image.
+    Args:
+        config: the scheduler's settings.
+        row: coefficients of the noise level, with the fields `signal` and `noise`.
+        prediction: the model's prediction, of the kind config.prediction_type.
+        sample: the noisy sample.
+        noise_of_clipped: whether to compute the noise again from the clipped image.
     """
     if config.prediction_type == "epsilon":
         eps = prediction

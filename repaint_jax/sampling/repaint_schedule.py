@@ -1,7 +1,7 @@
 """RePaint's own schedule, with time jumps, and its steps (Lugmayr et al. 2022, arXiv 2201.09865).
 
-`set_timesteps` turns a walk over noise levels (`jumps`) into a schedule; `step` and `undo_step` move a
-sample one level down and up. What happens in a step is in `repaint_transition`.
+`set_timesteps` turns a walk over noise levels (`jumps`) into a schedule. `step` moves a sample one level
+down, and `undo_step` one level up. `repaint_transition` has the equations of a step.
 """
 
 import dataclasses
@@ -37,32 +37,33 @@ class ResamplingCall(NamedTuple):
 
     @property
     def timestep(self) -> jax.Array:
-        """What the model is told."""
+        """Return the model's timestep argument."""
         return self.level.timestep
 
 
 class NoMemory(NamedTuple):
-    """A call hands the sample alone to the next one."""
+    """An empty memory: a call passes only the sample to the next one."""
 
     @property
     def made_by(self) -> str:
-        """The function that makes such chains."""
+        """Return the name of the function that makes such chains."""
         return "set_timesteps"
 
 
 class ResamplingSchedule(NamedTuple):
-    """A chain with time jumps, an entry for each model call."""
+    """A chain with time jumps. The last two fields have one entry for each model call."""
 
-    levels: LevelCoefficients  # of each level of the ladder
+    levels: LevelCoefficients  # coefficients of each level of the ladder
     call_levels: jax.Array  # [num_model_calls] int32, the level of each model call
-    jump_variances: jax.Array  # [num_model_calls], noise of the jump that follows; 0 where none does
+    jump_variances: jax.Array  # [num_model_calls], variance of the jump that follows; 0 if none follows
 
     def rows(self) -> ResamplingCall:
-        """See `Schedule`, as for what follows."""
+        """Return the coefficients of all calls, each with the variance of the jump that follows."""
         levels = jax.tree.map(lambda field: field[self.call_levels], self.levels)
         return ResamplingCall(levels, self.jump_variances)
 
     def first_memory(self, sample: jax.Array) -> NoMemory:
+        """Return an empty memory."""
         return NoMemory()
 
     def transition(
@@ -76,14 +77,17 @@ class ResamplingSchedule(NamedTuple):
         mask: jax.Array,
         z: jax.Array,
     ) -> tuple[jax.Array, NoMemory, jax.Array]:
+        """Take a reverse step and the jump that may follow it; see `Schedule.transition`."""
         sample, x0 = reverse_transition(config, *row, model_output, sample, original_image, mask, z)
         return sample, memory, x0
 
     def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
+        """Return whether the known pixels are put in after the last step."""
         return config.known_region == "after_step"
 
     def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
-        noise = np.append(self.levels.noise, np.float32(0))  # the last is that of level -1
+        """Return the noise levels before and after each call's reverse step, without its jump."""
+        noise = np.append(self.levels.noise, np.float32(0))  # index -1 is level -1, the clean image
         levels = np.asarray(self.call_levels)
         return noise[levels], noise[levels - 1]
 
@@ -92,7 +96,7 @@ class RePaintSchedulerOutput(NamedTuple):
     """Result of a reverse step."""
 
     prev_sample: jax.Array  # the sample, one level lower
-    pred_original_sample: jax.Array  # the clean image that the model sees in it
+    pred_original_sample: jax.Array  # the predicted clean image
 
 
 def set_timesteps(
@@ -108,30 +112,33 @@ def set_timesteps(
     jump3_length: int = 1,
     jump3_n_sample: int = 1,
 ) -> RePaintSchedulerState:
-    """Give a state the schedule of RePaint with time jumps (section 4.2; figures 9 and 10).
+    """Add RePaint's schedule with time jumps to a state (section 4.2; figures 9 and 10).
 
     Args:
-        state: any state; a schedule it has is replaced.
-        num_inference_steps: T, from 1 to num_train_timesteps.
-        jump_length: j, inference steps that a jump goes back up; at least 1 and, where
-            jump_n_sample > 1, below T.
-        jump_n_sample: r, passes through each stretch of j steps; 1 means no resampling.
-        n_sample: visits of each level below T - 2 in a row (official code's `n_sample`).
-        start_resampling: no hop (n_sample) starts above this level and no jump ends above it; None for no
-            limit.
-        jump2_length, jump2_n_sample: jumps inside the jumps.
-        jump3_length, jump3_n_sample: jumps inside those.
+        state: any state. An existing schedule is replaced.
+        num_inference_steps: T, the number of inference steps, from 1 to num_train_timesteps.
+        jump_length: j, the number of inference steps that a jump goes back up. At least 1, and below T if
+            jump_n_sample > 1.
+        jump_n_sample: r, the number of passes through each stretch of j steps; 1 means no resampling.
+        n_sample: number of visits to each level below T - 2 in a row (`n_sample` in the official code).
+        start_resampling: no hop (see n_sample) starts above this level, and no jump ends above it; None
+            means no limit.
+        jump2_length: jump_length of the jumps inside the jumps.
+        jump2_n_sample: jump_n_sample of the jumps inside the jumps.
+        jump3_length: jump_length of the jumps inside those.
+        jump3_n_sample: jump_n_sample of the jumps inside those.
 
     Returns:
-        A new state, with T + j (r - 1) len(range(0, T - j, j)) model calls when only j and r are given.
+        A new state. If only j and r are given, it has T + j (r - 1) len(range(0, T - j, j)) model calls.
 
     Raises:
         TypeError: a number is not an integer.
-        ValueError: a number is outside its range; with undo="diffusers" T and the jump lengths are clamped
-            or ignored as upstream instead.
+        ValueError: a number is outside its range. With undo="diffusers", T is clamped and jump lengths that
+            do not fit are ignored, as in diffusers.
 
     Warns:
-        UserWarning: the chain starts from pure noise where the model expects a visible share of signal.
+        UserWarning: the chain starts from pure noise at a timestep at which the model expects a visible
+            share of signal.
 
     >>> from repaint_jax import create_state
     >>> state = set_timesteps(create_state(), 250)
@@ -214,34 +221,40 @@ def step(
     mask: jax.Array,
     key: jax.Array,
 ) -> RePaintSchedulerOutput:
-    """Take the sample one level down and put the known pixels in (algorithm 1, lines 4 to 8).
+    """Take the sample one level down and put in the known pixels (algorithm 1, lines 4 to 8).
 
-    With jump_schedule="diffusers" a whole chain by hand is
+    With jump_schedule="diffusers" this code runs a whole chain:
 
         t_last = timesteps[0] + 1
         for t in timesteps:
             sample = step(...t...).prev_sample if t < t_last else undo_step(...t_last...)
             t_last = t
 
-    and with "paper" it is, for consecutive entries `t_last, t` of timesteps, `step(...t_last...)` where
-    t < t_last and `undo_step(...t...)` otherwise. With known_region="before_model" the step to the clean
-    image leaves the known pixels out, as in the chain's last step: where an undo step follows it, as it can
-    with jump_schedule="diffusers", put them in before, as `inpaint` does.
+    With jump_schedule="paper", go through all pairs `t_last, t` of consecutive timesteps. Call
+    `step(...t_last...)` if t < t_last, and `undo_step(...t...)` otherwise.
+
+    With known_region="before_model", the step to the clean image does not put in the known pixels, because
+    the chain's last step does not. With jump_schedule="diffusers", an undo step can follow the step to the
+    clean image. Then put in the known pixels before that undo step, as `inpaint` does.
 
     Args:
-        state: from `set_timesteps`.
-        model_output: the model's output for `sample` at `timestep`, of the sample's shape; with
-            variance_type="learned_range" it has twice the channels in the last axis.
-        timestep: a timestep of the schedule: an int or an int32 scalar. A traced one is not checked.
+        state: a state from `set_timesteps`.
+        model_output: the model's output for `sample` at `timestep`, of the sample's shape. With
+            variance_type="learned_range" it has twice as many channels in the last axis.
+        timestep: a timestep of the schedule: an int or an int32 scalar. A traced value is not checked.
         sample: the noisy image, floating, any shape.
         original_image: the image to inpaint, of the sample's shape, in [-1, 1].
-        mask: 1 keeps, 0 inpaints, values between blend; floating, of the image's rank, each axis equal
-            or 1.
+        mask: 1 keeps a pixel, 0 inpaints it, and values between 0 and 1 blend. Floating, of the image's
+            rank; each axis is equal to the image's or 1.
         key: a key, or a vector of keys, one for each entry of the leading axis.
 
+    Returns:
+        A `RePaintSchedulerOutput`: the sample one level lower, and the predicted clean image.
+
     Raises:
-        ValueError, TypeError: on a state without a schedule, a timestep that is not in it, and on
-            shapes and dtypes other than the above.
+        ValueError: the state has no schedule of `set_timesteps`, the timestep is not in it, or a shape is
+            wrong.
+        TypeError: an argument has the wrong type or dtype.
     """
     row = _row(state, timestep)
     check_image_and_mask(original_image, mask)
@@ -259,19 +272,20 @@ def step(
 def undo_step(
     state: RePaintSchedulerState, sample: jax.Array, timestep: jax.Array | int, key: jax.Array
 ) -> jax.Array:
-    """Diffuse the sample one level up again (algorithm 1, line 10).
+    """Diffuse the sample one level up (algorithm 1, line 10).
 
     Args:
-        state: from `set_timesteps`.
+        state: a state from `set_timesteps`.
         sample: the noisy image, one level below `timestep`.
-        timestep: the timestep stepped last (diffusers' `t_last`), to whose level the sample returns.
+        timestep: the timestep of the last step (diffusers' `t_last`). The sample returns to its level.
         key: a key, or a vector of keys, one for each entry of the leading axis.
 
     Returns:
-        The sample, of the same shape and dtype.
+        The sample one level higher, of the same shape and dtype.
 
     Raises:
-        TypeError, ValueError: as `step`.
+        ValueError: see `step`.
+        TypeError: see `step`.
     """
     check_floating("sample", sample)
     sample = jnp.asarray(sample)
@@ -283,7 +297,7 @@ def undo_step(
 
 
 def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoefficients:
-    """Look a timestep up in the ladder, and return its level's coefficients."""
+    """Return the coefficients of a timestep's level."""
     schedule = schedule_of(state)
     if not isinstance(schedule, ResamplingSchedule):
         raise ValueError(
@@ -296,7 +310,7 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
     if jnp.shape(timestep) != ():
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config = state.config
-    # From the static settings, so that it is known even while the state is traced.
+    # Computed from the static settings, so that it is known even if the state is traced.
     ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
     if isinstance(timestep, jax.core.Tracer):
         level = jnp.searchsorted(levels.timestep, timestep)

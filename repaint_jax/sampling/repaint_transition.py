@@ -1,9 +1,9 @@
 """A reverse step of RePaint, and the jump that may follow it (Lugmayr et al. 2022, arXiv 2201.09865).
 
-A ladder of T inference steps gives T + 1 noise levels: level k has abar = alphas_cumprod[ladder[k]], and
-level -1 is the clean image with abar = 1. A reverse step takes the sample from level k to k - 1, an undo
-step (the paper's line 10) from k - 1 to k. In the paper's letters, with a and p the abar of levels k and
-k - 1, x the sample, m the mask and z, z' standard Gaussians:
+A ladder of T inference steps gives T + 1 noise levels. Level k has abar = alphas_cumprod[ladder[k]]. Level
+-1 is the clean image, with abar = 1. A reverse step takes the sample from level k to level k - 1. An undo
+step (line 10 in the paper) takes it from level k - 1 to level k. Let a and p be the abar of levels k and
+k - 1, x the sample, m the mask, and z and z' standard Gaussians:
 
     x0      = clip((x - sqrt(1 - a) eps) / sqrt(a))                                pred_original_sample
     s2      = eta^2 (1 - p)/(1 - a) (1 - a/p)                                      DDIM, eq. 16
@@ -11,7 +11,7 @@ k - 1, x the sample, m the mask and z, z' standard Gaussians:
     known   = sqrt(p) x_original + sqrt(1 - p) z'                                  line 5
     x       = m known + (1 - m) unknown                                            line 8
 
-Line 5 as printed scales its noise by 1 - p; it must be the square root.
+Line 5, as printed in the paper, scales the noise by 1 - p. The correct factor is the square root.
 """
 
 from typing import NamedTuple
@@ -26,19 +26,19 @@ from repaint_jax.sampling.prediction import predict, split_model_output
 
 
 class LevelCoefficients(NamedTuple):
-    """What a step from or to a level needs. Every field is [T] in a state, and [] in a step."""
+    """Coefficients of a step from or to a level. Every field is [T] in a state, and [] in a step."""
 
-    timestep: jax.Array  # int32, what the model is told
+    timestep: jax.Array  # int32, the model's timestep argument
     signal: jax.Array  # sqrt(a)
     noise: jax.Array  # sqrt(1 - a)
     prev_signal: jax.Array  # sqrt(p)
     prev_noise_variance: jax.Array  # 1 - p
     direction: jax.Array  # sqrt(1 - p - s2)
-    variance_share: jax.Array  # eta^2, and 0 in the step to the clean image
-    variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 its value at level 1
+    variance_share: jax.Array  # eta^2; 0 in the step to the clean image
+    variance_small: jax.Array  # (1 - p)/(1 - a) (1 - a/p); at level 0 the value of level 1
     variance_large: jax.Array  # 1 - a/p
-    known_share: jax.Array  # 1, or 0 where no known pixels are put in, unless a jump follows
-    undo_variance: jax.Array  # 1 - a/p, the noise of an undo step up to this level
+    known_share: jax.Array  # 1; 0 if the step puts in no known pixels (a jump after it overrides this)
+    undo_variance: jax.Array  # 1 - a/p, the variance that an undo step up to this level adds
 
 
 def reverse_transition(
@@ -51,11 +51,12 @@ def reverse_transition(
     mask: jax.Array,
     z: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Take a reverse step and the jump that follows it, with one Gaussian for both.
+    """Take a reverse step and the jump that follows it, with one draw of Gaussian noise for both.
 
-    The step leaves a mean and, in each pixel, independent noise: of variance 1 - p with weight m, and s2
-    with weight 1 - m. A jump, whatever its length, keeps a share r of that variance and adds 1 - r
-    (`jump_variance`), so all of it is one draw of variance r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
+    The result of the step is a mean plus independent noise in each pixel, of variance 1 - p with weight m
+    and of variance s2 with weight 1 - m. A jump of any length keeps a share r of that variance and adds
+    1 - r (`jump_variance`). Step and jump are therefore one draw of variance
+    r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
 
     Returns:
         The sample after the jump, and pred_original_sample.
@@ -68,12 +69,12 @@ def reverse_transition(
     variance = _step_variance(config, row, variance_fraction)
     x0, eps = predict(config, row, prediction, sample, config.use_clipped_model_output)
 
-    # The official order leaves them out in the chain's last step only, which no jump follows.
+    # known_region="before_model" leaves out the known pixels in the last step only. No jump follows that.
     known_weight = mask * jnp.where(jump_variance > 0, 1, row.known_share)
     mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
         row.prev_signal * x0 + row.direction * eps
     )
-    if config.undo == "diffusers":  # its one noise tensor serves both parts
+    if config.undo == "diffusers":  # it uses one noise tensor for both parts
         known_std, unknown_std = jnp.sqrt(row.prev_noise_variance), _safe_sqrt(variance)
         step_variance = (known_weight * known_std + (1 - known_weight) * unknown_std) ** 2
     else:
@@ -83,7 +84,7 @@ def reverse_transition(
 
 
 def level_coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:
-    """Compute every level's coefficients in float64, and store them as float32."""
+    """Compute the coefficients of all levels in float64, and store them as float32."""
     abar = noise.alphas_cumprod(config.betas)
     a = abar[ladder]
     p = np.append(1.0, a[:-1])
@@ -111,10 +112,10 @@ def level_coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> Le
 
 
 def undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndarray:
-    """Noise of an undo step up to each level."""
+    """Return the variance that an undo step up to each level adds."""
     betas = config.betas
     if config.undo == "diffusers":
-        # It walks over betas[t .. t+n-1] with t = t_last, though the sample is n training steps below t.
+        # diffusers uses betas[t .. t+n-1] with t = t_last, although the sample is n training steps below t.
         n = config.num_train_timesteps // len(ladder)
         used = np.minimum(ladder[:, None] + np.arange(n), len(betas) - 1)
         return 1 - np.prod(1 - betas[used], axis=1)
@@ -134,5 +135,5 @@ def _step_variance(
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """Square root with a gradient of 0, not infinity, at 0."""
+    """Return the square root, with a gradient of 0 instead of infinity at 0."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

@@ -1,7 +1,7 @@
-"""RePaint's scheduler: a frozen state, and pure functions on it, named as in diffusers.
+"""The scheduler: a frozen state and pure functions on it, with the names of diffusers.
 
-A state has the noise levels of the model's training. A sampler gives it a `Schedule`, which says what
-happens in each model call: `repaint_schedule` has RePaint's own, `budget_schedule` that of a call budget.
+A state has the noise levels of the model's training. A sampler adds a `Schedule`, which defines what each
+model call does. `repaint_schedule` has RePaint's own schedule, and `budget_schedule` that of a call budget.
 """
 
 import dataclasses
@@ -18,35 +18,35 @@ from repaint_jax.sampling.checks import check_floating
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.keys import working_dtype
 
-# Training leaves abar below 5e-5 (linear) or 5e-3 (scaled_linear) at the last timestep; a chain that
-# starts from pure noise at a level with more signal than this is visibly off.
+# At the last timestep of training, abar is below 5e-5 (linear) or 5e-3 (scaled_linear). If a chain starts
+# from pure noise at a level with a larger abar than this, its results are visibly wrong.
 _NOISIEST_START = 0.02
 
 
 class Row(Protocol):
-    """What a model call needs: a pytree of arrays."""
+    """The coefficients of a model call: a pytree of arrays."""
 
     @property
     def timestep(self) -> jax.Array:
-        """Training timestep that the model is told, int32."""
+        """Return the training timestep that the model gets, int32."""
 
 
 class Memory(Protocol):
-    """What a call hands to the next one besides the sample: a pytree, and a type of its sampler's own."""
+    """What a call passes to the next one in addition to the sample: a pytree, of one type per sampler."""
 
     @property
     def made_by(self) -> str:
-        """The function that makes the sampler's schedule, for messages."""
+        """Return the name of the function that makes the sampler's schedule, for messages."""
 
 
 class Schedule(Protocol):
-    """What the loop asks of a sampler: a pytree of all that its calls compute with."""
+    """The interface between the loop and a sampler: a pytree with the coefficients of all calls."""
 
     def rows(self) -> Any:
-        """Return the calls' `Row`s as one: every leaf has the calls on its leading axis."""
+        """Return the `Row`s of all calls, stacked: the leading axis of every leaf runs over the calls."""
 
     def first_memory(self, sample: jax.Array) -> Any:
-        """Return the `Memory` that the first call gets."""
+        """Return the `Memory` for the first call."""
 
     def transition(
         self,
@@ -59,17 +59,30 @@ class Schedule(Protocol):
         mask: jax.Array,
         z: jax.Array,
     ) -> tuple[jax.Array, Any, jax.Array]:
-        """Take the sample to where the next call finds it, with one standard Gaussian `z`.
+        """Take the sample to the noise level of the next call.
+
+        Args:
+            config: the scheduler's settings.
+            row: the `Row` of this call.
+            model_output: the model's output for `sample`.
+            sample: the noisy image.
+            memory: the `Memory` from the previous call.
+            original_image: the image to inpaint.
+            mask: 1 keeps a pixel, 0 inpaints it.
+            z: standard Gaussian noise of the sample's shape.
 
         Returns:
             The sample, the memory for the next call, and pred_original_sample.
         """
 
     def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
-        """Whether known pixels are those of the original in the result."""
+        """Return whether the known pixels of the result are those of the original."""
 
     def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Standard deviation of the sample's noise, sqrt(1 - abar), before and after each call."""
+        """Return the noise levels before and after each call, as sqrt(1 - abar).
+
+        This is the standard deviation of the noise in the sample.
+        """
 
 
 @partial(
@@ -79,20 +92,22 @@ class Schedule(Protocol):
 )
 @dataclasses.dataclass(frozen=True)
 class RePaintSchedulerState:
-    """A scheduler's precomputed arrays; made by `create_state` and `set_timesteps`, never changed.
+    """The settings and precomputed arrays of a scheduler. A state never changes.
+
+    `create_state` makes a state. `set_timesteps` and `set_timesteps_for_budget` return a new state with a
+    schedule.
 
     Attributes:
         config: the settings (static).
-        alphas_cumprod: [num_train_timesteps] float32.
-        sqrt_one_minus_alphas_cumprod: [num_train_timesteps] float32, rounded from float64: near the clean
-            end 1 - alphas_cumprod would have lost its digits.
-        num_inference_steps: T (static), or None before `set_timesteps` and for a budget, which has no T.
-        num_model_calls: model calls of the whole chain (static), or None before `set_timesteps`.
-        timesteps: int32, the chain as training timesteps. With jump_schedule="diffusers" it is the
-            list that diffusers makes, an entry for each step and undo step; with "paper" it is the levels
-            that the sample passes through, from the start to -1. For a budget it has an entry for
-            each model call.
-        schedule: what the chain computes with, or None before `set_timesteps`.
+        alphas_cumprod: abar of each training timestep, [num_train_timesteps] float32.
+        sqrt_one_minus_alphas_cumprod: sqrt(1 - abar), [num_train_timesteps] float32. It is rounded from
+            float64, because 1 - alphas_cumprod in float32 would lose digits near the clean end.
+        num_inference_steps: T (static). None without a schedule, and for a budget, which has no T.
+        num_model_calls: number of model calls of the whole chain (static). None without a schedule.
+        timesteps: the chain as training timesteps, int32. With jump_schedule="diffusers" it is the list
+            that diffusers makes, with an entry for each step and undo step. With "paper" it has the levels
+            of the sample, from the start to -1. For a budget it has an entry for each model call.
+        schedule: the coefficients of the chain. None without a schedule.
     """
 
     config: RePaintSchedulerConfig
@@ -105,17 +120,25 @@ class RePaintSchedulerState:
 
     @property
     def init_noise_sigma(self) -> float:
-        """Standard deviation of the sample that a chain starts from."""
+        """Return the standard deviation of the sample that a chain starts from."""
         return 1.0
 
 
 def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedulerState:
-    """Make a state without a schedule; `set_timesteps` adds one.
+    """Make a state without a schedule.
+
+    `set_timesteps` and `set_timesteps_for_budget` add a schedule.
+
+    Args:
+        config: the settings; None means the defaults of `RePaintSchedulerConfig`.
+
+    Returns:
+        The state.
 
     Raises:
-        TypeError: config is no RePaintSchedulerConfig.
-        ValueError: the betas leave less signal at the last timestep than float32 can hold, or add less
-            noise in a step than float64 can.
+        TypeError: config is not a RePaintSchedulerConfig.
+        ValueError: the signal that the betas leave at the last timestep is too small for float32, or the
+            noise that they add in a step is too small for float64.
 
     >>> create_state().alphas_cumprod.shape
     (1000,)
@@ -145,7 +168,15 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
 def scale_model_input(
     state: RePaintSchedulerState, sample: jax.Array, timestep: jax.Array | int | None = None
 ) -> jax.Array:
-    """Return the sample as it is: RePaint's models take it unscaled (for loops written for diffusers)."""
+    """Return the sample unchanged, because the models take it unscaled.
+
+    This function exists for loops that were written for diffusers.
+
+    Args:
+        state: any state; not used.
+        sample: the sample.
+        timestep: the timestep; not used.
+    """
     del state, timestep
     return sample
 
@@ -160,15 +191,17 @@ def add_noise(
 
     Args:
         state: any state.
-        original_samples: [..., H, W, C] or any shape, floating.
-        noise: standard Gaussian, of the samples' shape.
-        timesteps: in 0..num_train_timesteps-1; a scalar or [1], or [B] for the leading axis.
+        original_samples: the clean samples, [..., H, W, C] or any shape, floating.
+        noise: standard Gaussian noise of the samples' shape.
+        timesteps: training timesteps in 0..num_train_timesteps-1: a scalar or [1], or [B] for the leading
+            axis.
 
     Returns:
-        The noisy samples, of the samples' shape and dtype.
+        The noisy samples, of the shape and dtype of original_samples.
 
     Raises:
-        TypeError, ValueError: on shapes and dtypes other than the above, and timesteps out of range.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape is wrong, or a timestep is out of range.
     """
     check_state(state)
     check_floating("original_samples", original_samples)
@@ -191,14 +224,14 @@ def add_noise(
 
 
 def warn_of_signal(config: RePaintSchedulerConfig, timestep: int) -> None:
-    """Say where a chain starts from pure noise though the model expects to see something there."""
+    """Warn if a chain starts from pure noise at a timestep at which the model expects signal."""
     share = noise.alphas_cumprod(config.betas)[timestep]
     if share > _NOISIEST_START:
         last = config.num_train_timesteps - 1
         cure = (
-            "'trailing' spacing starts at the top"
+            "'trailing' spacing starts at the last timestep"
             if timestep < last
-            else "expected betas that leave next to none"
+            else "expected betas that leave almost none"
         )
         warnings.warn(
             f"the chain starts from pure noise at timestep {timestep} of 0 to {last}, where the model "
@@ -208,13 +241,13 @@ def warn_of_signal(config: RePaintSchedulerConfig, timestep: int) -> None:
 
 
 def check_state(state: RePaintSchedulerState) -> None:
-    """Refuse what is no state."""
+    """Raise if a value is not a RePaintSchedulerState."""
     if not isinstance(state, RePaintSchedulerState):
         raise TypeError(f"state is {state!r}, expected a RePaintSchedulerState, as create_state makes")
 
 
 def schedule_of(state: RePaintSchedulerState) -> Schedule:
-    """Return a state's schedule, or refuse a state without one."""
+    """Return the schedule of a state, or raise if it has none."""
     check_state(state)
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")

@@ -79,9 +79,9 @@ def test_colour_models_of_any_proportions_and_with_classes_are_served(unet_confi
     ("change", "expected"),
     [
         ({"picture": None}, "there is no picture: upload one"),
-        ({"painting": None}, "nothing is painted: paint over what is to be filled"),
-        ({"painting": paint((384, 384))}, "nothing is painted: paint over what is to be filled"),
-        ({"painting": paint((384, 384), (0, 0, 9, 9))}, "nothing is painted: paint over what is to be"),
+        ({"painting": None}, "nothing is painted: paint over the pixels to fill"),
+        ({"painting": paint((384, 384))}, "nothing is painted: paint over the pixels to fill"),
+        ({"painting": paint((384, 384), (0, 0, 9, 9))}, "nothing is painted: paint over the pixels to"),
         ({"seed": None}, "seed is None, expected an integer"),
         ({"seed": -1}, r"seed is -1, expected an integer from 0 to 2\*\*32 - 1"),
         ({"seed": 2**32}, r"seed is 4294967296, expected an integer from 0 to 2\*\*32 - 1"),
@@ -157,7 +157,7 @@ def serving(log: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line == f"http://127.0.0.1:{port} is open; Ctrl-C ends it\n", log.read_text()
+        assert line == f"http://127.0.0.1:{port} is open; Ctrl-C stops it\n", log.read_text()
         yield process, f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -395,7 +395,7 @@ def test_a_visitor_who_leaves_is_no_longer_worked_for(visit):
 def test_what_is_missing_or_wrong_is_said_in_one_sentence(visit, tmp_path):
     page = visit()
     page.click("#fill")
-    page.get_by_text("nothing is painted: paint over what is to be filled").wait_for()
+    page.get_by_text("nothing is painted: paint over the pixels to fill").wait_for()
     (tmp_path / "text.png").write_text("no picture")
     page.locator("input[type=file]").last.set_input_files(tmp_path / "text.png")
     page.get_by_text("text.png is not a picture that can be read").wait_for()

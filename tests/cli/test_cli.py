@@ -228,7 +228,7 @@ def test_no_output_takes_the_place_of_an_input_or_of_another(
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert inpaint(model_folder, folder, *options, output=output) == 2
-    assert f"{named}, expected a file that is nothing else here" in only_line(capsys)
+    assert f"{named}, expected a file with no other use in this command" in only_line(capsys)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
@@ -432,8 +432,8 @@ def test_demo_shows_the_pictures_that_come_with_a_model(model_folder, folder, ca
     words = ["demo", "-o", str(folder / "demo.png"), "--num-samples", "1", *QUICK, "--model"]
     assert main([*words, str(model_folder)]) == 2
     assert only_line(capsys).endswith(
-        f"--model is {model_folder}, expected one with pictures in its folder images; "
-        "repaint-jax inpaint takes any picture"
+        f"--model is {model_folder}, expected a model with pictures in its folder images; "
+        "use repaint-jax inpaint for your own pictures"
     )
     own = folder / "model"
     shutil.copytree(model_folder, own)

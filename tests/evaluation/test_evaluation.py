@@ -305,7 +305,7 @@ def test_a_mask_named_twice_counts_once(model_folder, photos, tmp_path, capsys) 
     assert "| setting | images | half |\n" in capsys.readouterr().out
     assert len((output / "scores.csv").read_text().splitlines()) == 2
     assert command(model_folder, photos, "-o", output, *words, "--scores", output / "scores.csv") == 2
-    assert "scores.csv, expected a copy of it: this run writes the file anew" in capsys.readouterr().err
+    assert "scores.csv, expected a copy of it: this run overwrites the file" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_refused_at_once(model_folder, photos, tmp_path, capsys) -> None:

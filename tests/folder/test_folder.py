@@ -323,7 +323,7 @@ def test_interrupted_it_ends_at_once_and_goes_on_later(model_folder, pipe, work)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert errors == "repaint-jax folder: interrupted; the same command goes on\n"
+    assert errors == "repaint-jax folder: interrupted; the same command resumes it\n"
     finish(command(model_folder, work, "out", *options))
     assert files_below(work / "out") == files_below(work / "unbroken")
 
@@ -388,7 +388,7 @@ def test_broken_pictures_are_reported_and_cost_only_themselves(model_folder, pip
         "text.png": "is not a picture that can be read",
         "tiny.png": "image has shape (1, 1, 1), expected the model's (8, 8, 1)",
         "bomb.png": "exceeds limit",
-        "maskless.png": "there is no mask of its name",
+        "maskless.png": "there is no mask of the same name",
         "small mask.png": "mask has shape (8, 9, 1), expected (8, 8, 1)",
     }.items():
         about = [line for line in errors if line.startswith(f"repaint-jax folder: {name}: ")]

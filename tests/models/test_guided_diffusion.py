@@ -230,7 +230,7 @@ def refusal_of(weights: dict[str, np.ndarray], settings: dict[str, Any]) -> str:
         ({"out.2.bias": np.full(6, np.nan)}, ": conv_out.bias has values that are not finite in float32"),
         (
             {"time_embed.0.weight": np.zeros((128, 64))},
-            "has 32 channels and 64 sinusoids, expected as many",
+            "has 32 channels and 64 sinusoids, expected equal numbers",
         ),
     ],
 )

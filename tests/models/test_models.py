@@ -220,7 +220,7 @@ def test_one_image_is_a_batch_of_one_and_each_image_has_its_timestep(unet):
             {"block_out_channels": [5], "norm_num_groups": 5, "attention_head_dim": None},
             "block_out_channels has 5 first and freq_shift is 0, expected an even number",
         ),
-        ({"freq_shift": 4}, "freq_shift is 4, expected an even number of channels and less than half"),
+        ({"freq_shift": 4}, "freq_shift is 4, expected an even number of channels and freq_shift below"),
         (
             {"time_embedding_type": "gaussian"},
             "time_embedding_type is 'gaussian', expected one of positional, fourier, learned",

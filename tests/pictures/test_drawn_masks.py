@@ -81,7 +81,7 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
         ("erased.png", "mask has transparent pixels, expected black and white ones"),
         (
             "white.png",
-            "mask is white.png, which keeps every pixel, expected one that leaves some to inpaint",
+            "mask is white.png, which keeps every pixel, expected a mask with pixels to inpaint",
         ),
     ],
 )

@@ -1,0 +1,52 @@
+"""Report a chain's progress to a function on the host, without compiling the chain for that function."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+Result = TypeVar("Result")
+
+_numbers = itertools.count()
+_listeners: dict[int, Callable[[int], None]] = {}
+
+
+def with_progress(run: Callable[[Any], Result], progress: Callable[[int], None] | None) -> Result:
+    """Return `run(number)`, where the program reports with that number to `progress`.
+
+    The number is an argument of the compiled program. A new function for each call therefore compiles
+    nothing, and is forgotten after the call. Under `jax.jit` and `jax.vmap` the call only traces the program,
+    so the function is kept for the program's runs.
+
+    Args:
+        run: makes the call. Its argument is an int32 number, or None to report nothing.
+        progress: called as `progress(calls_done)`; None means to report nothing.
+    """
+    if progress is None:
+        return run(None)
+    number = next(_numbers)
+    _listeners[number] = progress
+    keep = False
+    try:
+        result = run(np.int32(number))
+        keep = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(result))
+        if not keep:
+            jax.block_until_ready(result)
+            jax.effects_barrier()
+        return result
+    finally:
+        if not keep:
+            del _listeners[number]
+
+
+def report(number: jax.Array, calls_done: jax.Array) -> None:
+    """Call the function of this number on the host, from inside a program."""
+    jax.debug.callback(_tell, number, calls_done)
+
+
+def _tell(number: jax.Array, calls_done: jax.Array) -> None:
+    listener = _listeners.get(int(number))  # None if the call was interrupted
+    if listener is not None:
+        listener(int(calls_done))
