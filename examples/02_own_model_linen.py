@@ -17,7 +17,7 @@ from flax import linen as nn
 import repaint_jax as rp
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.pictures.plots import inpainting_grid
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.training import TrainingConfig, batches, create_train_state, make_train_step
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -74,7 +74,7 @@ config = TrainingConfig(
     prediction_type="sample",
     timestep_density="lognormal",
 )
-train_step = make_train_step(config, model_fn, noise.alphas_cumprod(scheduler_config.betas))
+train_step = make_train_step(config, model_fn, noise_levels.alphas_cumprod(scheduler_config.betas))
 train_state = create_train_state(config, params)
 losses = []
 for step, batch in zip(range(config.num_steps), batches(config, discs(20_000, 0)), strict=False):

@@ -19,7 +19,7 @@ import repaint_jax as rp
 from repaint_jax.pictures.datasets import read_images
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.pictures.plots import inpainting_grid
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.training import TrainingConfig, train
 
 
@@ -65,7 +65,7 @@ def main() -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.4f}")
 
-        abar = noise.alphas_cumprod(scheduler_config.betas)
+        abar = noise_levels.alphas_cumprod(scheduler_config.betas)
         trained = train(
             config, model_fn, params, images, abar, options.output / "checkpoints", on_step=show
         )

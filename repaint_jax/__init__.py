@@ -4,6 +4,7 @@ from repaint_jax import masks, models
 from repaint_jax.evaluation import metrics
 from repaint_jax.models import linen_model_fn, nnx_model_fn
 from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.sampling import serialization
 from repaint_jax.sampling.budget_schedule import budget_step, set_timesteps_for_budget
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.devices import largest_batch_size, replicate, shard_batch
@@ -47,3 +48,5 @@ __all__ = [
     "undo_step",
 ]
 __version__ = "0.2.0"
+
+serialization.register()

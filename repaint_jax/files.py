@@ -4,16 +4,39 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 Config = TypeVar("Config")
+StrPath = str | os.PathLike[str]
+
+_ON_WINDOWS = os.name == "nt"
+_WAITS = (0.01, 0.05, 0.2, 0.5)  # seconds
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
+class Hub(NamedTuple):
+    """How to download a repository of the Hugging Face hub.
+
+    Attributes:
+        revision: branch, tag or commit.
+        token: the access token for private and gated repositories. None means the one that
+            `hf auth login` stored, if any. False means none.
+        cache_dir: the folder for downloads. None means the client's own.
+    """
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: StrPath | None = None
+
+
+def local_folder(path_or_repo: StrPath, patterns: Sequence[str], hub: Hub | None = None) -> Path:
     """Return a local folder, or download a repository of the hub and return its folder in the cache.
 
     Files that are already in the cache are not downloaded again.
@@ -21,36 +44,78 @@ def local_folder(path_or_repo: str | Path, patterns: Sequence[str], revision: st
     Args:
         path_or_repo: a local folder, or the name of a repository on the Hugging Face hub.
         patterns: the files to download from the hub, as `fnmatch` patterns of their paths.
-        revision: branch, tag or commit on the hub.
+        hub: how to download them.
 
     Raises:
         FileNotFoundError: path_or_repo is not a folder, and not a repository that can be reached.
         ImportError: path_or_repo is not a folder, and huggingface_hub is not installed.
     """
-    folder = Path(path_or_repo)
+    folder, name = Path(path_or_repo), os.fspath(path_or_repo)
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise FileNotFoundError(f"{path_or_repo} is a file, expected a model's folder or a .pt checkpoint")
-    try:
+        raise FileNotFoundError(f"{name} is a file, expected a model's folder or a .pt checkpoint")
+    advice = f"{name} is not a folder here; to look for it on the Hugging Face hub install repaint_jax[hub]"
+    with optional_package("huggingface_hub", advice):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ImportError(
-            f"{path_or_repo} is not a folder here; to look for it on the Hugging Face hub "
-            "install repaint_jax[hub]"
-        ) from None
     try:
-        return Path(snapshot_download(folder.as_posix(), revision=revision, allow_patterns=list(patterns)))
+        options = (hub or Hub())._asdict()
+        return Path(snapshot_download(folder.as_posix(), allow_patterns=list(patterns), **options))
     except Exception as error:  # an error of the client or of the HTTP library that it uses
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise FileNotFoundError(
-            f"{path_or_repo} is neither a folder here nor a repository that could be reached on the "
+            f"{name} is neither a folder here nor a repository that could be reached on the "
             f"Hugging Face hub ({reason})"
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+@contextmanager
+def optional_package(package: str, advice: str) -> Iterator[None]:
+    """Import a package that may not be installed.
+
+    Raises:
+        ImportError: the package is not installed (with advice), or cannot be imported (with the reason).
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == package:
+            raise ImportError(advice) from None
+        raise ImportError(f"{package} is installed, but it cannot be imported: {error}") from None
+
+
+def hub_files(repo: StrPath, hub: Hub) -> list[str]:
+    """List the files of a repository on the hub; return no names if it cannot be reached."""
+    try:
+        from huggingface_hub import HfApi
+
+        return list(HfApi(token=hub.token).list_repo_files(Path(repo).as_posix(), revision=hub.revision))
+    except Exception:  # the list only serves a hint in an error message
+        return []
+
+
+def warn(message: str) -> None:
+    """Warn, with the line outside this package that led here as the place."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("repaint_jax."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def check_not_lfs_pointer(path: Path) -> None:
+    """Raise if a file is the pointer that a clone without Git LFS has in place of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS, expected the file itself; `git lfs pull` downloads it"
+            )
+
+
+def read_json(path: StrPath) -> dict[str, Any]:
     """Read a file that holds a JSON object."""
+    path = Path(path)
+    if path.is_file():
+        check_not_lfs_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(path: Path, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
+def read_config(path: StrPath, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
     """Make a config from a JSON file. Error messages name the file."""
     content = read_json(path)
     try:
@@ -71,26 +136,28 @@ def read_config(path: Path, from_dict: Callable[[dict[str, Any]], Config]) -> Co
         raise ValueError(f"{path}: {error}") from None
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: StrPath, content: Mapping[str, Any]) -> None:
     """Write a JSON object into a file, and create the file's folder if it is missing."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: StrPath) -> Iterator[Path]:
     """Provide a temporary file beside `path` that replaces `path` at the end (context manager).
 
     `path` is written completely or not at all. Several threads, processes and hosts may write the same
     content at the same time. They may then remove the `unfinished_files` of killed processes.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{_digest(path)}.{uuid4().hex}.unfinished")
     try:
         yield unfinished
-        with unfinished.open("rb") as file:
+        with unfinished.open("rb+") as file:  # Windows refuses fsync of a file opened for reading
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        _replace(unfinished, path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.exists():
             return  # another process wrote `path`, and removed this file as an unfinished one
@@ -102,12 +169,23 @@ def whole_file(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def _replace(unfinished: Path, path: Path) -> None:
+    """Rename a file. Windows refuses that for as long as another program has `path` open."""
+    for seconds in _WAITS if _ON_WINDOWS else ():
+        with suppress(PermissionError):
+            unfinished.replace(path)
+            return
+        time.sleep(seconds)
+    unfinished.replace(path)
+
+
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: StrPath) -> Iterator[Path]:
     """Provide a temporary folder beside `path` that replaces `path` at the end (context manager).
 
     `path` is written completely or not at all.
     """
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

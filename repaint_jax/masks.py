@@ -167,23 +167,26 @@ def _strokes(
         raise ValueError(f"key is a vector of {len(key)} keys, expected one")
     side = min(height, width)
     start_key, angle_key, length_key, thickness_key = jax.random.split(key, 4)
-    start = jax.random.uniform(start_key, (strokes, 1, 2), jnp.float32) * jnp.array([height, width])
+    corner = jnp.array([[[height, width]]], jnp.float32)  # [1, 1, 2]
+    start = jax.random.uniform(start_key, (strokes, 1, 2), jnp.float32) * corner
     # The heading is a random walk, so that a stroke bends instead of going back over itself.
     turns = jax.random.normal(angle_key, (strokes, bends), jnp.float32).at[:, 0].multiply(10.0)
     headings = jnp.cumsum(turns, axis=1)
     lengths = side * length * jax.random.uniform(length_key, (strokes, bends, 1), jnp.float32, minval=0.3)
     legs = lengths * jnp.stack([jnp.sin(headings), jnp.cos(headings)], axis=-1)
     vertices = jnp.concatenate([start, start + jnp.cumsum(legs, axis=1)], axis=1)
-    vertices = jnp.clip(vertices, 0, jnp.array([height, width]))
+    vertices = jnp.clip(vertices, 0, corner)
     radius = side * jax.random.uniform(
         thickness_key, (strokes, 1), jnp.float32, minval=thickness[0] / 2, maxval=thickness[1] / 2
     )
 
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    sides = (jnp.arange(side, dtype=jnp.float32) for side in (height, width))
+    rows, columns = jnp.meshgrid(*sides, indexing="ij")
     pixels = jnp.stack([rows, columns], axis=-1) + 0.5  # [H, W, 2], centres
-    begin, leg = vertices[:, :-1], jnp.diff(vertices, axis=1)  # [strokes, bends, 2]
+    # [1, 1, strokes, bends, 2]
+    begin, leg = vertices[None, None, :, :-1], jnp.diff(vertices, axis=1)[None, None]
     offset = pixels[:, :, None, None] - begin  # [H, W, strokes, bends, 2]
     along = jnp.sum(offset * leg, axis=-1) / jnp.maximum(jnp.sum(leg**2, axis=-1), 1e-6)
     nearest = jnp.clip(along, 0, 1)[..., None] * leg
     distance = jnp.linalg.norm(offset - nearest, axis=-1)
-    return _mask(height, width, jnp.all(distance > jnp.maximum(radius, 0.5), axis=(2, 3)))
+    return _mask(height, width, jnp.all(distance > jnp.maximum(radius, 0.5)[None, None], axis=(2, 3)))

@@ -3,8 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,56 +11,30 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
+from repaint_jax.files import StrPath
 from repaint_jax.models import UNet2D, UNet2DClassifier, UNet2DConfig, nnx_model_fn
 from repaint_jax.models.guidance import Classifier, CondFn, checked_labels, guided_model
 from repaint_jax.models.pretrained import load_classifier, load_pretrained, save_pretrained
-from repaint_jax.pictures.images import (
-    as_output,
-    check_output_type,
-    images_and_masks,
+from repaint_jax.pictures.batches import PICTURE_OPTIONS, check_output_type, make_batch
+from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour
+from repaint_jax.pictures.images import Range
+from repaint_jax.pipeline_chain import (
+    Chain,
+    ImagePipelineOutput,
+    WatchedPictures,
+    choose_timesteps,
+    make_chain,
+    rows_on_devices,
+    run_chain,
+    watch_chain,
 )
-from repaint_jax.sampling.budget_schedule import set_timesteps_for_budget
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.config import RePaintSchedulerConfig
-from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
-from repaint_jax.sampling.inpaint import ChainCarry, ModelFn, continue_chain, inpaint, start_chain
-from repaint_jax.sampling.keys import sample_keys
-from repaint_jax.sampling.repaint_schedule import set_timesteps
+from repaint_jax.sampling.inpaint import ModelFn
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state, schedule_of
 
-DEFAULT_MODEL_CALLS = 64
 
-_DIFFUSERS_SCHEDULE = {"num_inference_steps": 250, "eta": 0.0, "jump_length": 10, "jump_n_sample": 10}
-
-
-class ImagePipelineOutput(NamedTuple):
-    """The output of a pipeline, with the field names of diffusers."""
-
-    images: Any  # a list of PIL images, or an array [B * num_samples, H, W, C]
-    previews: Any = None  # with preview_calls: such a list per call, or [calls, B * num_samples, H, W, C]
-
-
-class WatchedPictures(NamedTuple):
-    """The predicted pictures after a model call; after the last call, the results."""
-
-    calls_done: int  # model calls made so far
-    num_model_calls: int  # model calls of the whole chain
-    images: Any  # as in ImagePipelineOutput
-
-
-class _Chain(NamedTuple):
-    """The inputs of a chain.
-
-    Rows beyond num_results are copies of the last one, so that every device has the same number of rows.
-    """
-
-    # the arguments of `inpaint`: state, model_fn, params, images, masks, keys
-    arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
-    num_results: int
-    devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: equal params are equal memory
 class RePaintPipeline:
     """A model with the scheduler it was trained for.
 
@@ -85,11 +58,15 @@ class RePaintPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | Path,
+        path_or_repo: StrPath,
         *,
         dtype: Any = None,
         revision: str | None = None,
-        classifier: str | Path | None = None,
+        classifier: StrPath | None = None,
+        subfolder: StrPath | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: StrPath | None = None,
     ) -> Self:
         """Load a pretrained model and its scheduler's settings.
 
@@ -99,8 +76,8 @@ class RePaintPipeline:
           `model_index.json`, `unet/` and `scheduler/`, or with all its files in one folder.
         - A repository of the Hugging Face hub with the same layout. This needs huggingface_hub, and
           respects its cache and HF_HUB_OFFLINE.
-        - A `.pt` checkpoint of guided-diffusion, the format of the official RePaint models. This needs
-          torch.
+        - A `.pt`, `.pth` or `.ckpt` checkpoint of guided-diffusion, the format of the official RePaint
+          models. This needs torch.
         - A model of this package: "bundled/fashion_mnist", for which "bundled" is short, or
           "bundled/emoji".
 
@@ -110,8 +87,23 @@ class RePaintPipeline:
             revision: the branch, tag or commit on the hub.
             classifier: a classifier of noisy pictures, for guidance: a `.pt` checkpoint of
                 guided-diffusion, or the folder that `repaint-jax convert` made from it.
+            subfolder: the folder inside path_or_repo that holds the pipeline, such as "checkpoint-500", or
+                the network alone, such as "unet_ema". The scheduler's settings are then those of the
+                nearest folder above it.
+            variant: the variant of the weights, such as "fp16".
+            token: the access token for a private or gated repository. None means the stored one.
+            cache_dir: the folder for downloads. None means that of huggingface_hub.
         """
-        pipe = cls.from_unet2d(*load_pretrained(path_or_repo, dtype=dtype, revision=revision))
+        unet, config = load_pretrained(
+            path_or_repo,
+            dtype=dtype,
+            revision=revision,
+            subfolder=subfolder,
+            variant=variant,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        pipe = cls.from_unet2d(unet, config)
         if classifier is None:
             return pipe
         return pipe.with_classifier(load_classifier(classifier, dtype=dtype))
@@ -148,7 +140,7 @@ class RePaintPipeline:
             self, classifier=Classifier(model_fn, params, classifier.config.out_channels)
         )
 
-    def save_pretrained(self, folder: str | Path, *, dtype: Any = np.float32) -> None:
+    def save_pretrained(self, folder: StrPath, *, dtype: Any = np.float32) -> None:
         """Save the model in a folder that `from_pretrained` and diffusers' RePaintPipeline can load.
 
         Args:
@@ -180,6 +172,9 @@ class RePaintPipeline:
         num_samples: int = 1,
         output_type: str = "pil",
         resize: bool = False,
+        background: Colour = DEFAULT_BACKGROUND,
+        keep_alpha: bool = False,
+        input_range: Range | None = None,
         class_labels: Any = None,
         guidance_scale: float = 1.0,
         null_label: int | None = None,
@@ -200,11 +195,13 @@ class RePaintPipeline:
 
         Args:
             image: a PIL image, an array, or a list of them, each of the model's size. PIL images must have
-                8 bits per channel. They are converted between grey, palette and colour, and their
-                transparency is dropped. Arrays are uint8, or floating in [-1, 1], of shape [H, W],
-                [H, W, C] or, for a batch, [B, H, W, C].
+                8 bits per channel. They are turned upright by their EXIF orientation, and converted between
+                grey, palette and colour. Their ICC profile is kept if it fits the model's kind of colours,
+                and otherwise they are converted through it to sRGB. Arrays are uint8, or floating in
+                `input_range`, of shape [H, W], [H, W, C] or, for a batch, [B, H, W, C]. Where mask_image is
+                0, a floating array may hold anything, also NaN.
             mask_image: one mask for all images, or one for each. White or 1 keeps a pixel, black or 0
-                inpaints it. Values are rounded at the middle of their range.
+                inpaints it. Values are rounded at the middle of their range. PIL images are turned upright.
             num_inference_steps: the number of inference steps T, see `set_timesteps`.
             eta: the share of DDPM's noise in a step, in [0, 1]. 0 by default: the eta of the scheduler's
                 config is not used.
@@ -212,16 +209,22 @@ class RePaintPipeline:
             jump_n_sample: the number of passes through each stretch of jump_length steps, see
                 `set_timesteps`.
             num_model_calls: the call budget, instead of the four arguments of RePaint's schedule, see
-                `set_timesteps_for_budget`. DEFAULT_MODEL_CALLS if None.
+                `set_timesteps_for_budget`, and its default of 64 if None.
             state: a state with a schedule, for example from `set_timesteps`, instead of these five
                 arguments.
             key: a key, or a vector of keys with one for each image.
             num_samples: the number of results for each image. The results of an image are adjacent in the
                 output.
-            output_type: the kind of the output: "pil", "np" ([B * num_samples, H, W, C] in [0, 1]) or "jax"
-                (the same shape, in [-1, 1]).
+            output_type: the kind of the output: "pil", "np" ([B * num_samples, H, W, C] in [0, 1], which
+                goes back in with `input_range=(0, 1)`) or "jax" (the same shape, in [-1, 1]).
             resize: whether to resize PIL images and masks to the model's size. Proportions are not kept. An
                 image and its mask must have the same size. Without it, images of another size are refused.
+            background: the colour behind the transparent pixels of PIL images: a name or code that Pillow
+                knows, a grey level, or red, green and blue from 0 to 255. It is not used for models with an
+                alpha channel, of 2 or 4 channels.
+            keep_alpha: whether PIL results get the alpha channel of their image, if it has one.
+            input_range: the values of black and white in floating arrays: (0, 1) for arrays in [0, 1]. If
+                None, these are -1 and 1, and a UserWarning tells of arrays without a negative value.
             class_labels: one label for all images or one for each, for a class-conditional model, a
                 classifier or both.
             guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
@@ -240,7 +243,7 @@ class RePaintPipeline:
             ValueError: if pictures and masks do not fit the model or each other.
             FloatingPointError: if the result is not finite.
         """
-        check_output_type(output_type, self.image_shape)
+        check_output_type(output_type, self.image_shape, keep_alpha)
         chain = self._chain(
             image,
             mask_image,
@@ -250,24 +253,16 @@ class RePaintPipeline:
             key=key,
             num_samples=num_samples,
             resize=resize,
+            background=background,
+            keep_alpha=keep_alpha,
+            input_range=input_range,
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             null_label=null_label,
             cond_fn=cond_fn,
             cond_params=cond_params,
         )
-        num_results = chain.num_results
-        with mesh_of_devices(chain.devices):
-            result, previews = inpaint(
-                *chain.arguments,
-                preview_calls=() if preview_calls is None else preview_calls,
-                progress=progress,
-            )
-            result, previews = _finite(result[:num_results]), previews[:, :num_results]
-        return ImagePipelineOutput(
-            as_output(result, output_type),
-            None if preview_calls is None else as_output(previews, output_type),
-        )
+        return run_chain(chain, output_type, preview_calls, progress)
 
     def watch(
         self,
@@ -291,46 +286,19 @@ class RePaintPipeline:
         chain.
 
         Args:
-            image: the images, as for a call of the pipeline.
-            mask_image: the masks, as for a call of the pipeline.
-            num_inference_steps: the number of inference steps T, as for a call of the pipeline.
-            eta: the share of DDPM's noise in a step, as for a call of the pipeline.
-            jump_length: the number of inference steps that a jump goes back.
-            jump_n_sample: the number of passes through each stretch of jump_length steps.
-            key: a key, or a vector of keys with one for each image.
-            num_model_calls: the call budget, as for a call of the pipeline.
-            state: a state with a schedule, instead of the five arguments of a schedule.
-            output_type: the kind of the yielded images: "pil", "np" or "jax".
-            options: `num_samples`, `resize`, `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and
-                `cond_params`, as for a call of the pipeline.
+            image: the images, as for a call of the pipeline. The other named arguments are the same, too.
+            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `class_labels`,
+                `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.
             ValueError: at once, as for a call of the pipeline.
         """
-        check_output_type(output_type, self.image_shape)
+        check_output_type(output_type, self.image_shape, options.get("keep_alpha", False))
         state = self._scheduled(
             state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
         )
-        return self._watched(self._chain(image, mask_image, state, key=key, **options), output_type)
-
-    def _watched(self, chain: _Chain, output_type: str) -> Iterator[WatchedPictures]:
-        state, *_, images, masks, keys = chain.arguments
-        total = state.num_model_calls or 0
-        with mesh_of_devices(chain.devices):
-            carry = start_chain(state, images, keys)
-            if chain.devices:
-                # Place the carry where the calls place it. Another placement would compile once more.
-                samples = shard_batch((carry.sample, carry.memory), chain.devices)
-                carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
-        for calls_done in range(1, total + 1):
-            with mesh_of_devices(chain.devices):
-                carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
-                pictures = carry.sample
-                if calls_done < total:
-                    pictures = jnp.where(masks == 1, images, previews[0])
-                pictures = _finite(pictures[: chain.num_results])
-            yield WatchedPictures(calls_done, total, as_output(pictures, output_type))
+        return watch_chain(self._chain(image, mask_image, state, key=key, **options), output_type)
 
     def _chain(
         self,
@@ -340,28 +308,20 @@ class RePaintPipeline:
         *,
         key: jax.Array,
         num_samples: int = 1,
-        resize: bool = False,
         class_labels: Any = None,
-        **guidance: Any,
-    ) -> _Chain:
+        **options: Any,
+    ) -> Chain:
         check_int("num_samples", num_samples, 1)
-        images, masks = images_and_masks(image, mask_image, self.image_shape, resize=resize)
-        # Fill the rows up to a multiple of the number of devices with copies of the last one.
-        num_results = len(images) * num_samples
-        devices = free_devices(self.params)[:num_results]
-        rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
+        of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
+        batch = make_batch(image, mask_image, self.image_shape, **of_pictures)
+        rows, devices = rows_on_devices(len(batch.images), num_samples, self.params)
         if class_labels is not None:
             class_labels = checked_labels(
-                "class_labels", class_labels, len(images), self.unet_config, self.classifier
+                "class_labels", class_labels, len(batch.images), self.unet_config, self.classifier
             )
             class_labels = class_labels[rows // num_samples]
-        model_fn, params = self.guided_model(state.config, class_labels, **guidance)
-        keys = sample_keys(key, len(images), num_samples)
-        batch = (images[rows // num_samples], masks[rows // num_samples], keys[rows])
-        if devices:
-            batch = shard_batch(batch, devices)
-            state, params = replicate((state, params), devices)
-        return _Chain((state, model_fn, params, *batch), num_results, devices)
+        model_fn, params = self.guided_model(state.config, class_labels, **options)
+        return make_chain(state, model_fn, params, batch, key, num_samples, rows, devices)
 
     def set_timesteps(
         self,
@@ -375,35 +335,21 @@ class RePaintPipeline:
         """Return the state with the schedule that a call of the pipeline with these arguments uses.
 
         Args:
-            num_inference_steps: the number of inference steps T, as for a call of the pipeline.
-            eta: the share of DDPM's noise in a step.
-            jump_length: the number of inference steps that a jump goes back.
-            jump_n_sample: the number of passes through each stretch of jump_length steps.
-            num_model_calls: the call budget, instead of the four arguments of RePaint's schedule.
+            num_inference_steps: the number of inference steps T, as for a call of the pipeline. The other
+                arguments are the same, too.
 
         Raises:
             ValueError: if num_model_calls is given together with one of the others, or a value is out of
                 range.
         """
-        resampling = {
-            "num_inference_steps": num_inference_steps,
-            "eta": eta,
-            "jump_length": jump_length,
-            "jump_n_sample": jump_n_sample,
-        }
-        given = {name: value for name, value in resampling.items() if value is not None}
-        if not given:
-            calls = DEFAULT_MODEL_CALLS if num_model_calls is None else num_model_calls
-            return set_timesteps_for_budget(self.state, calls)
-        if num_model_calls is not None:
-            name, value = next(iter(given.items()))
-            raise ValueError(
-                f"num_model_calls is {num_model_calls} and {name} is {value}, expected only one of them: "
-                "a call budget takes the place of RePaint's schedule"
-            )
-        chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
-        config = dataclasses.replace(self.state.config, eta=chosen.pop("eta"))
-        return set_timesteps(create_state(config), **chosen)
+        return choose_timesteps(
+            self.state,
+            num_model_calls,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            jump_length=jump_length,
+            jump_n_sample=jump_n_sample,
+        )
 
     def _scheduled(
         self, state: RePaintSchedulerState | None, *arguments: Any, num_model_calls: int | None
@@ -424,11 +370,7 @@ class RePaintPipeline:
         return self.unet_config is not None and self.unet_config.is_class_conditional
 
     def digest(self) -> str:
-        """Return a digest of everything that determines the results, except your own model_fn.
-
-        It covers the scheduler's settings, the architecture, and the parameters of the model and of the
-        classifier.
-        """
+        """Return a digest of settings, architecture and parameters: of all but your own model_fn."""
         digest = hashlib.sha256(repr((self.state.config, self.unet_config)).encode())
         of_classifier = None if self.classifier is None else self.classifier.params
         for leaf in jax.tree.leaves((self.params, of_classifier)):
@@ -456,9 +398,3 @@ class RePaintPipeline:
             classifier=self.classifier,
             **guidance,
         )
-
-
-def _finite(images: jax.Array) -> jax.Array:
-    if not bool(jnp.isfinite(images).all()):
-        raise FloatingPointError("the model's result has values that are not finite")
-    return images

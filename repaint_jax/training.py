@@ -18,8 +18,9 @@ import orbax.checkpoint as ocp
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from repaint_jax.files import StrPath
 from repaint_jax.pictures.images import uint8_to_array
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.config import PREDICTION_TYPES
 from repaint_jax.sampling.devices import replicate, shard_batch
@@ -139,7 +140,7 @@ def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) ->
     uniform = np.full(len(alphas_cumprod), 1 / len(alphas_cumprod))
     if density == "uniform":
         return uniform
-    log_sigma = noise.log_sigma(alphas_cumprod)
+    log_sigma = noise_levels.log_sigma(alphas_cumprod)
     lognormal = np.exp(-0.5 * ((log_sigma + 0.5) / 1.5) ** 2) * np.gradient(log_sigma)
     return 0.9 * lognormal / lognormal.sum() + 0.1 * uniform
 
@@ -171,10 +172,12 @@ def make_train_step(
     def train_step(state: TrainState, images: ArrayLike) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(seed_key(config.seed), state.step)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, images, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # In early steps the average follows the weights closely, so that it forgets the initial weights.
-        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         return TrainState(state.step + 1, params, ema_params, opt_state), loss
 
@@ -201,6 +204,17 @@ def batches(
         epoch, position = epoch + 1, 0
 
 
+def _restored(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> TrainState:
+    try:
+        return checkpoints.restore(step, args=ocp.args.StandardRestore(state))
+    except Exception as error:  # a damaged checkpoint can raise anything
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(
+            f"{checkpoints.directory / str(step)} is a damaged checkpoint "
+            f"({type(error).__name__}: {reason}); delete it to resume from the one before it"
+        ) from error
+
+
 def _shifted(pictures: NDArray[np.uint8], shifts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Move each picture [H, W, C] down and to the right by its shift."""
     rows, columns = (np.arange(side) for side in pictures.shape[1:3])
@@ -216,7 +230,7 @@ def train(
     params: Params,
     images: NDArray[np.uint8],
     alphas_cumprod: NDArray[np.float64],
-    checkpoint_dir: Path,
+    checkpoint_dir: StrPath,
     *,
     checkpoint_every: int = 1000,
     on_step: Callable[[int, float], None] | None = None,
@@ -254,10 +268,10 @@ def train(
     train_step = make_train_step(config, model_fn, alphas_cumprod)
     state = replicate(create_train_state(config, params))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(checkpoint_dir.absolute(), options=options) as checkpoints:
+    with ocp.CheckpointManager(Path(checkpoint_dir).absolute(), options=options) as checkpoints:
         latest = checkpoints.latest_step()
         if latest is not None:
-            state = checkpoints.restore(latest, args=ocp.args.StandardRestore(state))
+            state = _restored(checkpoints, latest, state)
         first_step = int(state.step)
         check_steps_left(config.num_steps, first_step)
         for step, batch in zip(

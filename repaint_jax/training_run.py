@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +16,12 @@ from flax import nnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from repaint_jax.files import read_json, whole_file, whole_folder, write_json
+from repaint_jax.files import StrPath, read_json, whole_file, whole_folder, write_json
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
 from repaint_jax.models.pretrained import load_pretrained, save_pretrained
 from repaint_jax.pictures.images import save_picture
 from repaint_jax.pictures.plots import square_grid
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate
@@ -41,10 +42,10 @@ from repaint_jax.training import (
 def train_unet2d(
     config: TrainingConfig,
     images: NDArray[np.uint8],
-    output: Path,
+    output: StrPath,
     *,
     unet_config: UNet2DConfig | None = None,
-    initial_model: str | Path | None = None,
+    initial_model: StrPath | None = None,
     checkpoint_every: int = 1000,
 ) -> Path:
     """Train a `UNet2D` and export it, as `repaint-jax train` does.
@@ -66,6 +67,7 @@ def train_unet2d(
         The folder of the exported model, in diffusers' layout.
     """
     check_int("checkpoint_every", checkpoint_every, 1)
+    output = Path(output)
     unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
     check_batches(config, images)
     model_fn, params = nnx_model_fn(unet)
@@ -117,7 +119,7 @@ def train_unet2d(
             model_fn,
             params,
             images,
-            noise.alphas_cumprod(scheduler_config.betas),
+            noise_levels.alphas_cumprod(scheduler_config.betas),
             output / "checkpoints",
             checkpoint_every=checkpoint_every,
             on_step=on_step,
@@ -151,7 +153,7 @@ def _initial_model(
     config: TrainingConfig,
     image_shape: tuple[int, ...],
     unet_config: UNet2DConfig | None,
-    initial_model: str | Path | None,
+    initial_model: StrPath | None,
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
     """Make or load the model that a run starts from, and check that it fits the images."""
     if initial_model is None:
@@ -229,11 +231,13 @@ def _check_extended(before: dict[str, Any], num_steps: int, steps_done: int) -> 
 
 def _forget_later_steps(log: Path, steps_done: int) -> None:
     """Remove the log's rows after the last checkpoint, from which a killed run resumes."""
-    if not log.exists():
+    if not log.exists() or not log.stat().st_size:
         return
-    head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    head, *rows = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    # A crash of the machine can leave a half-written row, or zeros in its place.
+    whole = [row for row in rows if re.fullmatch(r"\d+,[^,\0]+,[^,\0]+\n", row)]
     with whole_file(log) as unfinished:
-        kept = [row for row in rows if int(row.split(",")[0]) <= steps_done]
+        kept = [row for row in whole if int(row.split(",")[0]) <= steps_done]
         unfinished.write_text("".join([head, *kept]), encoding="utf-8")
 
 

@@ -24,6 +24,9 @@ SIDE = 8
 def pytest_configure() -> None:
     # A folder that is missing here must not become a request over the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Nothing is promoted silently, in the package or in a test.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.local_devices()  # from here on no command can make more of them in this process
 
 

@@ -4,14 +4,16 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
+import icc_profiles as profiles
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.numpy import load_file, save_file
 
 import repaint_jax as rp
@@ -182,6 +184,94 @@ def test_model_for_colour_takes_grey_and_transparent_pictures(
     for picture in pictures:
         assert (picture.mode, picture.size) == ("RGB", (8, 4))
         np.testing.assert_array_equal(np.asarray(picture)[:, :4], 128)
+
+
+def test_what_is_under_the_hole_does_not_matter(pipe, pixels, keep, result):
+    image = np.where(keep == 255, pixels / 127.5 - 1, np.nan)
+    for hidden in (np.nan, np.inf, -7e300, 0.3):
+        image[keep == 0] = hidden
+        image[0, 7] = np.nan
+        np.testing.assert_allclose(run(pipe, image, keep, output_type="jax"), result, atol=1e-5)
+    *_, last = pipe.watch(image, keep, **SCHEDULE, key=KEY, output_type="jax")
+    np.testing.assert_allclose(last.images, result, atol=1e-5)
+    image[2, 3] = np.nan
+    with pytest.raises(
+        ValueError, match=r"image has values that are not in \[-1, 1\]: nan in row 2, column 3"
+    ):
+        run(pipe, image, keep)
+
+
+def test_results_in_np_go_back_in_as_they_are_with_their_range(pipe, pixels, keep):
+    first = run(pipe, pixels, keep, output_type="np")
+    again = first
+    for _ in range(3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again = run(pipe, again, keep, output_type="np", input_range=(0, 1))
+        np.testing.assert_array_equal(
+            np.round(255 * again)[:, :, :4], np.broadcast_to(pixels[:, :4, None], (1, 8, 4, 1))
+        )
+        np.testing.assert_allclose(again[:, :, :4].mean(), first[:, :, :4].mean(), atol=1e-6)
+    with pytest.warns(UserWarning, match=r"give input_range=\(0, 1\) for images in \[0, 1\]"):
+        run(pipe, first, keep)
+    with pytest.raises(
+        ValueError, match=r"input_range is \(1, 0\), expected the values of black and white"
+    ):
+        run(pipe, first, keep, input_range=(1, 0))
+
+
+def test_a_picture_and_its_mask_are_turned_upright(pipe, pixels, keep):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright = run(pipe, Image.fromarray(pixels), Image.fromarray(keep))
+    turned = [Image.fromarray(one).rotate(90) for one in (pixels, keep)]
+    for one in turned:
+        one.info["exif"] = exif.tobytes()
+    (picture,) = run(pipe, *turned)
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(upright[0]))
+    (picture,) = run(pipe, *turned, resize=True)
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(upright[0]))
+
+
+def test_a_valid_profile_stays_with_the_results(pipe, pixels, keep, tmp_path: Path):
+    grey, colour = Image.fromarray(pixels), Image.fromarray(pixels).convert("RGB")
+    grey.info["icc_profile"], colour.info["icc_profile"] = profiles.LINEAR_GREY, profiles.SRGB
+    results = run(pipe, [grey, colour], keep, num_samples=2)
+    kept = [one.info.get("icc_profile") for one in results]
+    assert kept == [profiles.LINEAR_GREY, profiles.LINEAR_GREY, None, None]
+    results[0].save(tmp_path / "kept.png")
+    assert Image.open(tmp_path / "kept.png").info["icc_profile"] == profiles.LINEAR_GREY
+    *_, last = pipe.watch(grey, keep, **SCHEDULE, key=KEY)
+    assert last.images[0].info["icc_profile"] == profiles.LINEAR_GREY
+
+
+def test_transparency_becomes_white_and_comes_back_on_request(pipe, pixels, keep):
+    picture = Image.fromarray(pixels).convert("LA")
+    alpha = Image.fromarray(np.roll(pixels, 3, axis=0))
+    picture.putalpha(alpha)
+    on_white = np.asarray(run(pipe, picture, keep)[0])
+    expected = np.asarray(alpha, float)[:, :4] / 255 * (pixels[:, :4].astype(float) - 255) + 255
+    np.testing.assert_allclose(on_white[:, :4], expected, atol=1)
+    on_black = np.asarray(run(pipe, picture, keep, background="black")[0])
+    np.testing.assert_allclose(on_black[:, :4], expected - 255 + np.asarray(alpha)[:, :4], atol=1)
+    output = pipe(picture, keep, **SCHEDULE, key=KEY, keep_alpha=True, preview_calls=(0,))
+    for one in (output.images[0], output.previews[0][0]):
+        np.testing.assert_array_equal(np.asarray(one)[..., 1], np.asarray(alpha))
+    np.testing.assert_array_equal(np.asarray(output.images[0])[..., 0], on_white)
+    assert next(pipe.watch(picture, keep, key=KEY, keep_alpha=True)).images[0].mode == "LA"
+    for call in (pipe, pipe.watch):
+        with pytest.raises(
+            ValueError, match="output_type is 'jax', expected 'pil' together with keep_alpha"
+        ):
+            call(picture, keep, key=KEY, keep_alpha=True, output_type="jax")
+
+
+def test_models_of_four_channels_see_hidden_colours(unet_config, random_unet, keep):
+    config = dataclasses.replace(unet_config, in_channels=4, out_channels=4)
+    pipe = rp.RePaintPipeline.from_unet2d(random_unet(config), rp.RePaintSchedulerConfig())
+    picture = Image.new("RGBA", (8, 8), (10, 20, 30, 40))
+    (result,) = run(pipe, picture, keep)
+    assert result.getpixel((0, 0)) == (10, 20, 30, 40)
 
 
 # Refusals
@@ -445,7 +535,8 @@ def test_pictures_of_eight_channels_are_arrays(pixels, keep):
         pipe(np.zeros((8, 8, 8)), keep, key=KEY, num_model_calls=8)
     with pytest.raises(ValueError, match=message):
         pipe(Image.new("L", (8, 8)), keep, key=KEY, num_model_calls=8, output_type="np")
-    made = pipe(np.zeros((8, 8, 8)), keep, key=KEY, num_model_calls=8, output_type="np")
+    zeros = {"image": np.zeros((8, 8, 8)), "input_range": (-1, 1)}
+    made = pipe(mask_image=keep, key=KEY, num_model_calls=8, output_type="np", **zeros)
     assert made.images.shape == (1, 8, 8, 8)
 
 

@@ -1,6 +1,7 @@
 """The web page of `repaint-jax app`: paint over a part of a picture, and watch the model fill it."""
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
+from repaint_jax.files import StrPath, optional_package
 from repaint_jax.models.pretrained import pictures_of_model
+from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.images import open_image, resize_together
 from repaint_jax.pictures.plots import HOLE_COLOUR
-from repaint_jax.pipeline import DEFAULT_MODEL_CALLS, RePaintPipeline
+from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS
 from repaint_jax.sampling.keys import seed_key
 
-try:
+with optional_package("gradio", "the web app needs gradio: install repaint_jax[app]"):
     import gradio as gr
-except ImportError:
-    raise ImportError("the web app needs gradio: install repaint_jax[app]") from None
 
 DEFAULT_SAMPLES = 4
 MAX_SAMPLES = 8
@@ -55,28 +57,41 @@ _CSS = """
 """
 
 
-def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None:
+def serve(
+    model: StrPath,
+    *,
+    dtype: str | None = None,
+    background: Colour = DEFAULT_BACKGROUND,
+    host: str,
+    port: int,
+) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
         model: the model, as in `RePaintPipeline.from_pretrained`. The pictures in its folder `images`, if
             there is one, become the examples.
         dtype: the dtype of the model's arithmetic.
+        background: the colour behind transparent pixels, as for a call of the pipeline.
         host: the address to listen on.
         port: the port to listen on.
 
     Raises:
-        ValueError: if the address cannot be used, or the model cannot be loaded.
+        ValueError: if the address cannot be used, background is no colour, or the model cannot be loaded.
     """
+    rgb(background)
+    host = host.strip("[]")  # IPv6 addresses have them in URLs
     try:
-        socket.create_server((host, port)).close()
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
+    address = f"[{host}]" if family == socket.AF_INET6 else host
+    _reach_without_proxy(host)
     pipe = RePaintPipeline.from_pretrained(model, dtype=dtype)
     prepared = Event()
-    page = build_page(pipe, pictures_of_model(model), prepared.wait)
+    page = build_page(pipe, pictures_of_model(model), prepared.wait, background)
     page.launch(
-        server_name=host,
+        server_name=address,
         server_port=port,
         prevent_thread_lock=True,
         share=False,
@@ -93,7 +108,7 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
         css=_CSS,
     )
     Thread(target=_prepare, args=(pipe, prepared), daemon=True).start()
-    print(f"http://{host}:{port} is open; Ctrl-C stops it", flush=True)
+    print(f"http://{address}:{port} is open; Ctrl-C stops it", flush=True)
     try:
         while True:
             time.sleep(0.5)  # a short sleep: a signal that another thread receives does not wake this one
@@ -105,7 +120,10 @@ def serve(model: str, *, dtype: str | None = None, host: str, port: int) -> None
 
 
 def build_page(
-    pipe: RePaintPipeline, examples: Sequence[Path] = (), wait: Callable[[], Any] = lambda: None
+    pipe: RePaintPipeline,
+    examples: Sequence[StrPath] = (),
+    wait: Callable[[], Any] = lambda: None,
+    background: Colour = DEFAULT_BACKGROUND,
 ) -> gr.Blocks:
     """Build the page for a model.
 
@@ -113,9 +131,10 @@ def build_page(
         pipe: the model.
         examples: the pictures that visitors can choose from.
         wait: a function that is called before each chain.
+        background: the colour behind transparent pixels, as for a call of the pipeline.
     """
     height, width, _ = pipe.image_shape
-    pictures = [read_picture(path, pipe.image_shape) for path in examples]
+    pictures = [read_picture(path, pipe.image_shape, background) for path in examples]
     first = pictures[0] if pictures else None
 
     def choose(picture: Image.Image) -> tuple[Image.Image, Any]:
@@ -126,7 +145,7 @@ def build_page(
 
     def upload(path: str) -> tuple[Image.Image, Any]:
         with _refusals_shown():
-            return choose(read_picture(path, pipe.image_shape))
+            return choose(read_picture(path, pipe.image_shape, background))
 
     def fill_prepared(*values: Any) -> Iterator[tuple[Any, str]]:
         wait()
@@ -243,27 +262,31 @@ def build_page(
     return page
 
 
-def read_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Image.Image:
+def read_picture(
+    path: StrPath, image_shape: tuple[int, int, int], background: Colour = DEFAULT_BACKGROUND
+) -> Image.Image:
     """Read an uploaded picture, and convert it to the model's size and colours.
 
     Args:
         path: the file.
         image_shape: the shape [H, W, C] of the model's images.
+        background: the colour behind transparent pixels, as for a call of the pipeline.
 
     Raises:
         ValueError: if the file is not a picture, or has more than MAX_PIXELS pixels.
     """
     name = Path(path).name
-    with suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(path) as header:
-        if header.width * header.height > MAX_PIXELS:
-            raise ValueError(
-                f"{name} has {header.width} x {header.height} pixels, expected at most {MAX_PIXELS:,}"
-            )
+    width = height = 0
+    unreadable = (Image.DecompressionBombError, OSError, SyntaxError, ValueError)  # refused below
+    with suppress(*unreadable), Image.open(path) as header:
+        width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} has {width} x {height} pixels, expected at most {MAX_PIXELS:,}")
     try:
         picture = open_image(path)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), name)) from None
-    ((resized,), _) = resize_together([picture], [Image.new("L", picture.size)], image_shape)
+    ((resized,), _) = resize_together([picture], [Image.new("L", picture.size)], image_shape, background)
     return resized
 
 
@@ -385,6 +408,13 @@ def fill(
                 gr.update(value=watched.images, columns=columns),
                 _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "started"),
             )
+
+
+def _reach_without_proxy(host: str) -> None:
+    """Let gradio reach its own server, which it asks for once at the start, past a proxy that is set."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [os.environ.get(name, ""), "localhost", "127.0.0.1", "::1", host]
+        os.environ[name] = ",".join(filter(None, hosts))
 
 
 def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:

@@ -21,14 +21,15 @@ from repaint_jax.evaluation.named_schedules import with_setting
 from repaint_jax.evaluation.score_tables import SCORES, read_scores, write_tables
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models import UNet2DConfig, pretrained
+from repaint_jax.pictures.batches import make_batch
+from repaint_jax.pictures.colours import rgb
 from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
 from repaint_jax.pictures.drawn_masks import read_mask
 from repaint_jax.pictures.images import (
-    colour_profile,
+    MODEL_RANGE,
     image_to_array,
-    mask_to_array,
     open_image,
-    resize_together,
+    pil_mode,
     save_picture,
     uint8_to_array,
 )
@@ -40,6 +41,7 @@ from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.keys import seed_key
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
 
+_WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")  # the pictures that keep an alpha channel
 _SCHEDULE_ARGUMENTS = ("num_model_calls", "num_inference_steps", "jump_length", "jump_n_sample", "eta")
 
 
@@ -67,7 +69,9 @@ def demo(options: argparse.Namespace) -> int:
     chosen = [paths[number % len(paths)] for number in range(len(mask))]
     images = np.stack([image_to_array(open_image(path), pipe.image_shape) for path in chosen])
     state = pipe.set_timesteps(**_schedule(options))
-    samples = _run_pipeline(options, pipe, images, mask, state, output_type="jax").images
+    samples = _run_pipeline(
+        options, pipe, images, mask, state, output_type="jax", input_range=MODEL_RANGE
+    ).images
     grid = inpainting_grid(
         images, mask, np.asarray(samples).reshape(len(images), -1, *pipe.image_shape), list(holes)
     )
@@ -85,12 +89,15 @@ def inpaint(options: argparse.Namespace) -> int:
     written = [("--output", output) for output in outputs]
     if options.preview is not None:
         written.append(("--preview", options.preview))
-    taken = {options.image.resolve(), Path(options.mask.removeprefix("painted=")).resolve()}
+    taken = [options.image, Path(options.mask.removeprefix("painted="))]
     for option, path in written:
         _check_output(option, path)
-        if path.resolve() in taken:
+        if any(_is_same_file(path, other) for other in taken):
             raise ValueError(f"{option} is {path}, expected a file with no other use in this command")
-        taken.add(path.resolve())
+        taken.append(path)
+    if options.keep_alpha:
+        _check_keeps_alpha(options)
+    rgb(options.background)  # raises if it is no colour
     if options.compare and (options.preview is not None or _schedule(options)):
         raise ValueError(
             f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
@@ -101,11 +108,13 @@ def inpaint(options: argparse.Namespace) -> int:
     pipe = RePaintPipeline.from_pretrained(
         options.model, dtype=options.dtype, classifier=options.classifier
     )
-    if options.resize:
-        (image,), (mask,) = resize_together([image], [mask], pipe.image_shape)
+    if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
+        _check_output("--output", options.output, _WITH_ALPHA)
+    reading = {"resize": options.resize, "background": options.background}
+    shown, hole, _ = make_batch(image, mask, pipe.image_shape, **reading)
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
-        save_picture(_comparison(options, pipe, image, mask, guidance), options.output)
+        save_picture(_comparison(options, pipe, shown, hole, guidance), options.output)
         print(f"wrote {options.output}")
         return 0
     state = pipe.set_timesteps(**_schedule(options))
@@ -113,29 +122,36 @@ def inpaint(options: argparse.Namespace) -> int:
     if options.preview is not None:
         calls = calls_to_show(options.preview, state.num_model_calls or 0)
     made = _run_pipeline(
-        options, pipe, image, mask, state, output_type="pil", preview_calls=calls, **guidance
+        options,
+        pipe,
+        image,
+        mask,
+        state,
+        keep_alpha=options.keep_alpha,
+        output_type="pil",
+        preview_calls=calls,
+        **reading,
+        **guidance,
     )
-    profile = colour_profile(image, pipe.image_shape)
     for picture, output in zip(made.images, outputs, strict=True):
-        save_picture(picture, output, icc_profile=profile)
+        save_picture(picture, output)
         print(f"wrote {output}")
     if options.preview is not None:
-        masked = show_hole(image_to_array(image, pipe.image_shape), mask_to_array(mask, pipe.image_shape))
-        save_previews(options.preview, masked, calls, made.previews, made.images)
+        save_previews(options.preview, show_hole(shown[0], hole[0]), calls, made.previews, made.images)
         print(f"wrote {options.preview}")
     return 0
 
 
 def _comparison(
-    options: argparse.Namespace, pipe: Any, image: Any, mask: Any, guidance: dict[str, Any]
+    options: argparse.Namespace, pipe: Any, original: Any, hole: Any, guidance: dict[str, Any]
 ) -> Any:
     """Inpaint with each setting of --compare, and draw a row for each."""
-    original = image_to_array(image, pipe.image_shape)[None]
-    hole = mask_to_array(mask, pipe.image_shape)[None]
     settings = {name: with_setting(pipe, name) for name in options.compare}
     results, titles = [], []
     for name, (one, state) in settings.items():
-        made = _run_pipeline(options, one, original, hole, state, output_type="jax", **guidance)
+        made = _run_pipeline(
+            options, one, original, hole, state, output_type="jax", input_range=MODEL_RANGE, **guidance
+        )
         results.append(made.images)
         calls = state.num_model_calls
         titles.append(f"{calls} calls" if name == str(calls) else f"{name}: {calls} calls")
@@ -151,7 +167,13 @@ def app(options: argparse.Namespace) -> int:
         raise ValueError(f"--port is {options.port}, expected an integer from 1 to {2**16 - 1}")
     from repaint_jax.cli.app import serve  # needs gradio
 
-    serve(options.model, dtype=options.dtype, host=options.host, port=options.port)
+    serve(
+        options.model,
+        dtype=options.dtype,
+        background=options.background,
+        host=options.host,
+        port=options.port,
+    )
     return 0
 
 
@@ -171,6 +193,8 @@ def folder(options: argparse.Namespace) -> int:
         num_samples=options.num_samples,
         batch_size=options.batch_size,
         resize=options.resize,
+        background=options.background,
+        keep_alpha=options.keep_alpha,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,
@@ -274,7 +298,14 @@ def evaluate(options: argparse.Namespace) -> int:
     if height != width:
         raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
     data = pretrained.model_folder(options.data)
-    images = read_images(data, height, grey=channels == 1, idx_name=TEST_IDX_NAME, mixed=True)
+    images = read_images(
+        data,
+        height,
+        grey=channels == 1,
+        idx_name=TEST_IDX_NAME,
+        mixed=True,
+        background=options.background,
+    )
     known = [] if options.scores is None else read_scores(options.scores)
     rows = _interruptibly(
         score_settings,
@@ -318,7 +349,7 @@ def train(options: argparse.Namespace) -> int:
         random_shift=options.random_shift,
         seed=options.seed,
     )
-    images = read_images(options.data, options.image_size, grey=options.grey)
+    images = read_images(options.data, options.image_size, grey=options.grey, background=options.background)
     model = train_unet2d(
         config,
         images,
@@ -370,6 +401,26 @@ def _interruptibly(call: Callable[..., Any], *arguments: Any, **options: Any) ->
 
 def _schedule(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in _SCHEDULE_ARGUMENTS}
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, also where a file system ignores case."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def _check_keeps_alpha(options: argparse.Namespace) -> None:
+    """Raise if `inpaint` with --keep-alpha could not show its result."""
+    _check_output("--output", options.output, _WITH_ALPHA)
+    if options.mask == "alpha":
+        raise ValueError(
+            "mask is alpha, expected another one with --keep-alpha: the result would be hidden"
+        )
+    if options.compare:
+        raise ValueError(
+            f"--compare is {' '.join(options.compare)}, expected it without --keep-alpha: it writes a table"
+        )
 
 
 def _check_output(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:

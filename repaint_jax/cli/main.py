@@ -4,9 +4,12 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from functools import partial
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 from repaint_jax.cli.parser import make_parser
 from repaint_jax.sampling.devices import use_every_core
@@ -35,8 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words of the command line. `sys.argv[1:]` if None.
     """
     if sys.stderr is None:  # the shell closed it, but progress bars need it
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # a console may lack characters of a picture's name
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     options = make_parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, options, warnings.showwarning)
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command, and print its error as one sentence."""
     try:
         if "seed" in options:
             check_seed(options.seed)
@@ -63,6 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(file=sys.stderr)  # below the progress bar
         print(f"repaint-jax {options.command}: interrupted{how_on}", file=sys.stderr, flush=True)
         os._exit(130)  # exit at once: computing threads cannot be stopped, and no file is left half-written
+
+
+def _show_warning(
+    options: argparse.Namespace,
+    show_others: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,
+) -> None:
+    """Print a warning to the user as one sentence, as an error is printed."""
+    if category is not UserWarning:
+        return show_others(message, category, *place)
+    text = _with_options(" ".join(str(message).split()), options)
+    print(f"repaint-jax {options.command}: warning: {text}", file=sys.stderr)
 
 
 def _with_options(message: str, options: argparse.Namespace) -> str:

@@ -75,7 +75,8 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="MASK",
         help="a picture, in which white keeps and black inpaints; or 'alpha' (inpaint the transparent "
         "pixels of IMAGE), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (inpaint where PICTURE, a "
-        f"copy of IMAGE, was painted over), or a mask of the paper: {', '.join(masks.NAMES)}",
+        "copy of IMAGE, was painted over in another colour), or a mask of the paper: "
+        f"{', '.join(masks.NAMES)}",
     )
     inpaint.add_argument(
         "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
@@ -111,6 +112,7 @@ def _add_app(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_model_name(app)
     _add_dtype(app)
+    _add_background(app)
     app.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines"
     )
@@ -233,6 +235,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="SCORES.CSV",
         help="copy of OUT/scores.csv of an earlier evaluation, whose scores are not computed again",
     )
+    _add_background(evaluate)
     _add_model_name(evaluate)
 
 
@@ -287,6 +290,7 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--image-size", type=int, default=32, help="side to which a folder's pictures are resized"
     )
     train.add_argument("--grey", action="store_true", help="read a folder's pictures as grey")
+    _add_background(train)
     train.add_argument(
         "--train-steps",
         type=int,
@@ -337,6 +341,12 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    _add_background(parser)
+    parser.add_argument(
+        "--keep-alpha",
+        action="store_true",
+        help="give results the alpha channel of their picture, if it has one",
+    )
     parser.add_argument(
         "--resize",
         action="store_true",
@@ -352,6 +362,15 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, default=1.0, help="strength of the classifier's guidance"
     )
     _add_dtype(parser)
+
+
+def _add_background(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="colour behind transparent pixels: a name, or a code such as #808080",
+    )
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:

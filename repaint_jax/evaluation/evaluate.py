@@ -17,8 +17,8 @@ from repaint_jax import masks
 from repaint_jax.evaluation import lpips
 from repaint_jax.evaluation.metrics import diversity, energy_score, rmse_of_mean
 from repaint_jax.evaluation.named_schedules import with_setting
-from repaint_jax.files import whole_file
-from repaint_jax.pictures.images import save_picture
+from repaint_jax.files import StrPath, whole_file
+from repaint_jax.pictures.images import MODEL_RANGE, save_picture
 from repaint_jax.pictures.plots import inpainting_grid
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.keys import seed_key
@@ -90,10 +90,10 @@ class Sampler:
         ValueError: if num_samples is below 2, or the setting is no name of one.
     """
 
-    def __init__(self, pipe: RePaintPipeline, setting: str, num_samples: int, folder: Path):
+    def __init__(self, pipe: RePaintPipeline, setting: str, num_samples: int, folder: StrPath):
         if num_samples < 2:
             raise ValueError(f"num_samples is {num_samples}, expected at least 2: pairs are compared")
-        self._setting, self._num_samples, self._folder = setting, num_samples, folder
+        self._setting, self._num_samples, self._folder = setting, num_samples, Path(folder)
         self._pipe, self._state = with_setting(pipe, setting)
         self.num_model_calls = self._state.num_model_calls or 0
         self._digest = hashlib.sha256(f"{_SAMPLES_VERSION} {num_samples} {self._pipe.digest()}".encode())
@@ -121,6 +121,7 @@ class Sampler:
             key=batch.keys,
             num_samples=self._num_samples,
             output_type="jax",
+            input_range=MODEL_RANGE,
             progress=progress,
         ).images
         with whole_file(self.path(batch)) as unfinished, gzip.open(unfinished, "wb") as file:
@@ -156,7 +157,7 @@ def evaluate(
     images: Images,
     mask_names: Sequence[str],
     settings: Mapping[str, int],
-    folder: Path,
+    folder: StrPath,
     *,
     num_samples: int = 8,
     seed: int = 0,
@@ -179,6 +180,7 @@ def evaluate(
     Returns:
         The scores, setting by setting.
     """
+    folder = Path(folder)
     metrics = [ENERGY_SCORE, RMSE, DIVERSITY] + ([LPIPS] if lpips.load_weights() is not None else [])
     earlier: dict[tuple[str, str], dict[int, ImageScores]] = {}
     for row in known:
@@ -246,7 +248,7 @@ def score(name: str, batch: MaskedBatch, samples: Images, digest: str = "") -> I
         yield ImageScores(name, batch.mask_name, number, digest, metrics)
 
 
-def draw(name: str, batch: MaskedBatch, samples: Images, folder: Path) -> None:
+def draw(name: str, batch: MaskedBatch, samples: Images, folder: StrPath) -> None:
     """Draw a batch's samples in a picture of the folder, which is named after the mask and `name`."""
     grid = inpainting_grid(batch.images, batch.masks, samples)
-    save_picture(grid, folder / f"{batch.mask_name} {name.replace('/', '-')}.png")
+    save_picture(grid, Path(folder) / f"{batch.mask_name} {name.replace('/', '-')}.png")

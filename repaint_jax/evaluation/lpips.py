@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from repaint_jax.files import StrPath
+
 WEIGHTS_NAME = "weights/alexnet.ckpt"
 
 _SMALLEST_SIDE = 64  # smaller pictures are enlarged: the last features of AlexNet see 195 pixels per side
@@ -30,13 +32,13 @@ def load_weights() -> Any | None:
     return read_weights(Path(package.origin).parent / WEIGHTS_NAME)
 
 
-def read_weights(path: Path) -> Any:
+def read_weights(path: StrPath) -> Any:
     """Read a pickle that consists only of dicts of arrays.
 
     Raises:
         ValueError: if the pickle names anything else.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return _ArraysOnly(file).load()
 
 
@@ -65,7 +67,7 @@ def _features(weights: Any, images: jax.Array) -> list[jax.Array]:
     x = jnp.broadcast_to(images, (count, height, width, 3))
     factor = max(1.0, _SMALLEST_SIDE / min(height, width))
     x = jax.image.resize(x, (count, round(height * factor), round(width * factor), 3), "bilinear")
-    x = (x - jnp.array(_SHIFT)) / jnp.array(_SCALE)
+    x = (x - _per_channel(_SHIFT)) / _per_channel(_SCALE)
     features = []
     for layer, (stride, padding) in enumerate(zip(_STRIDES, _PADDINGS, strict=True)):
         if layer in _POOLED_BEFORE:
@@ -78,9 +80,13 @@ def _features(weights: Any, images: jax.Array) -> list[jax.Array]:
             [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        x = jax.nn.relu(x + jnp.asarray(convolution["bias"]))
+        x = jax.nn.relu(x + _per_channel(convolution["bias"]))
         features.append(x)
     return features
+
+
+def _per_channel(values: Any) -> jax.Array:  # [1, 1, 1, C]
+    return jnp.asarray(values, jnp.float32)[None, None, None]
 
 
 def _unit_channels(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.evaluation.evaluate import DIVERSITY, ImageScores
-from repaint_jax.files import whole_file
+from repaint_jax.files import StrPath, whole_file
 
 SCORES = "scores.csv"  # the file with the scores of every image
 
@@ -25,8 +26,9 @@ Scores = dict[str, NDArray[np.float64]]  # metric -> [N]
 Results = dict[str, dict[str, Scores]]  # setting -> mask -> scores
 
 
-def write_tables(folder: Path, rows: Sequence[ImageScores]) -> str:
+def write_tables(folder: StrPath, rows: Sequence[ImageScores]) -> str:
     """Write table.md, table.csv and scores.csv into a folder, and return the text of table.md."""
+    folder = Path(folder)
     summaries = summarised(by_setting(rows))
     text = "\n\n".join(markdown(summaries))
     with whole_file(folder / "table.md") as unfinished:
@@ -121,7 +123,7 @@ def markdown(summaries: Summaries) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def write_summary(path: Path, summaries: Summaries) -> None:
+def write_summary(path: StrPath, summaries: Summaries) -> None:
     """Write a CSV file with a row for each setting, mask and metric."""
     with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -135,7 +137,7 @@ def write_summary(path: Path, summaries: Summaries) -> None:
                     )
 
 
-def write_scores(path: Path, rows: Sequence[ImageScores]) -> None:
+def write_scores(path: StrPath, rows: Sequence[ImageScores]) -> None:
     """Write a CSV file with a row for each setting, mask and image, and a column for each metric."""
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
     with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -146,16 +148,16 @@ def write_scores(path: Path, rows: Sequence[ImageScores]) -> None:
             writer.writerow([*identity, *numbers])
 
 
-def read_scores(path: Path) -> list[ImageScores]:
+def read_scores(path: StrPath) -> list[ImageScores]:
     """Read a file that `write_scores` wrote."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ())[: len(_IDENTITY_COLUMNS)] != _IDENTITY_COLUMNS:
                 raise ValueError("its first line names other columns")
             return [_image_scores(row) for row in reader]
     except (csv.Error, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a scores.csv of an evaluation: {error}") from error
+        raise ValueError(f"{os.fspath(path)} is not a scores.csv of an evaluation: {error}") from error
 
 
 def _image_scores(row: dict[str, str]) -> ImageScores:

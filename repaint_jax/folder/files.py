@@ -1,7 +1,9 @@
 """The files of a run over a folder: pictures, masks, results, and the record of the run's settings."""
 
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -15,6 +17,7 @@ from repaint_jax.pictures.datasets import SUFFIXES, picture_names
 from repaint_jax.pictures.images import open_image
 
 RECORD = "repaint.json"
+LONGEST_NAME = 255  # the longest name of a file, as `name_length` counts
 CHAINS = ".chains"  # the folder of unfinished chains, in the folder of results
 
 
@@ -36,10 +39,15 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def _same_stem(name: str) -> str:
+    """Return the stem in one Unicode form: macOS and Linux can write "é" in two ways."""
+    return unicodedata.normalize("NFC", _stem(name))
+
+
 def _by_stem(argument: str, names: Sequence[str]) -> dict[str, str]:
     of_stem: dict[str, str] = {}
     for name in names:
-        other = of_stem.setdefault(_stem(name), name)
+        other = of_stem.setdefault(_same_stem(name), name)
         if other != name:
             raise ValueError(
                 f"{argument} has {other} and {name}, expected names that differ before their suffix"
@@ -82,7 +90,7 @@ def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, 
     if not masks.is_dir():
         raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
     of_stem = _by_stem("masks", picture_names(masks))
-    found = {name: masks / of_stem[_stem(name)] for name in names if _stem(name) in of_stem}
+    found = {name: masks / of_stem[_same_stem(name)] for name in names if _same_stem(name) in of_stem}
     if not found:
         raise ValueError(
             f"masks is {masks}, which holds no mask for any picture, such as {_stem(names[0])}.png"
@@ -118,6 +126,32 @@ def refuse_output_among_inputs(output: Path, images: Path, masks: Path, results:
         among = any(source.resolve() in (folder, *folder.parents) for folder in folders)
         if among or source.resolve() in written:
             raise ValueError(f"output is {output}, expected a folder outside {name}, {source}")
+
+
+def refuse_merged_names(output: Path, results: Sequence[Result]) -> None:
+    """Raise if two results would be one file, because the file system ignores case as Windows' does.
+
+    Call this when the record of the settings has been written. It shows whether case is ignored.
+    """
+    in_capitals = output / RECORD.upper()
+    if not (in_capitals.exists() and in_capitals.samefile(output / RECORD)):
+        return
+    of_file: dict[str, str] = {}
+    for result in results:
+        file = unicodedata.normalize("NFC", str(result.path)).casefold()
+        other = of_file.setdefault(file, result.name)
+        if other != result.name:
+            raise ValueError(
+                f"images has {other} and {result.name}, expected names that differ in more than case: the "
+                f"file system of {output} ignores it"
+            )
+
+
+def name_length(name: str) -> int:
+    """Return the length of a file's name as file systems count it: in bytes, on Windows in UTF-16 units."""
+    return (
+        len(name.encode("utf-16-le", "surrogatepass")) // 2 if os.name == "nt" else len(os.fsencode(name))
+    )
 
 
 def is_there(path: Path) -> bool:

@@ -6,8 +6,8 @@ already finished, and runs on one device. So a resumed run, and a run on more de
 same bytes. A picture that cannot be used leaves its position in the batch empty.
 """
 
+import errno
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,41 +20,31 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from repaint_jax.files import StrPath
 from repaint_jax.folder.chains import ChainRunner
 from repaint_jax.folder.files import (
     CHAINS,
+    LONGEST_NAME,
     Result,
     find_masks,
     is_there,
+    name_length,
     pictures_to_inpaint,
     plan_results,
     record_settings,
+    refuse_merged_names,
     refuse_output_among_inputs,
     tidy,
 )
 from repaint_jax.models.guidance import checked_labels
-from repaint_jax.pictures.images import (
-    array_to_pil,
-    colour_profile,
-    image_to_array,
-    mask_to_array,
-    open_image,
-    resize_together,
-    save_picture,
-)
+from repaint_jax.pictures import batches as pictures
+from repaint_jax.pictures.batches import Look, with_look
+from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
+from repaint_jax.pictures.datasets import name_bytes
+from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.keys import seed_key
-
-LONGEST_NAME = 255  # the longest name of a file, in bytes
-
-
-class Decoded(NamedTuple):
-    """A picture and its mask."""
-
-    image: NDArray[np.float32]  # [H, W, C]
-    mask: NDArray[np.float32]  # [H, W, 1]
-    profile: bytes | None  # the ICC profile of its colours
 
 
 class Batch(NamedTuple):
@@ -65,22 +55,24 @@ class Batch(NamedTuple):
     images: NDArray[np.float32]  # [batch_size, H, W, C]
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
     keys: NDArray[np.uint32]  # [batch_size, 2], the data of a key for each row
-    profiles: Mapping[str, bytes | None]  # ICC profiles of the pictures, by their names
+    looks: Mapping[str, Look]  # of the pictures, by their names
     failures: dict[str, str]  # the reason why a picture cannot be used, by its name
     missing: Sequence[int]  # rows whose results are still to be made
 
 
 def inpaint_folder(
     pipe: RePaintPipeline,
-    images: Path,
-    masks: Path,
-    output: Path,
+    images: StrPath,
+    masks: StrPath,
+    output: StrPath,
     *,
     schedule: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_samples: int = 1,
     batch_size: int = 16,
     resize: bool = False,
+    background: Colour = DEFAULT_BACKGROUND,
+    keep_alpha: bool = False,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     official_layout: bool = False,
@@ -107,6 +99,8 @@ def inpaint_folder(
         num_samples: the number of results for each picture.
         batch_size: the number of results that a device computes at a time.
         resize: whether to resize pictures and masks together to the model's size.
+        background: the colour behind transparent pixels, as for a call of the pipeline.
+        keep_alpha: whether results get the alpha channel of their picture, if it has one.
         class_label: the class label of all pictures, see `RePaintPipeline`.
         guidance_scale: the strength of the guidance, see `RePaintPipeline`.
         official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
@@ -122,7 +116,8 @@ def inpaint_folder(
         The pictures that this process could not use, by name, with the reason.
 
     Raises:
-        ValueError: if the folders cannot be used, or output holds the results of other settings.
+        ValueError: if the folders cannot be used, output holds the results of other settings, or the file
+            system of output would merge the names of two results.
         OSError: if a result cannot be written.
         MemoryError: if a device cannot hold even one picture at a time.
     """
@@ -138,6 +133,8 @@ def inpaint_folder(
         raise ValueError(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
+    images, masks, output = Path(images), Path(masks), Path(output)
+    background_colour = rgb(background)
     names = pictures_to_inpaint(images)
     mask_paths = find_masks(masks, images, names)
     state = pipe.set_timesteps(**(schedule or {}))
@@ -162,11 +159,14 @@ def inpaint_folder(
         "num_samples": num_samples,
         "batch_size": batch_size,
         "resize": resize,
+        "background": "#{:02x}{:02x}{:02x}".format(*background_colour),
+        "keep_alpha": keep_alpha,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
     }
     record_settings(output, settings, results)
+    refuse_merged_names(output, results)
 
     def is_ours(batch_number: int) -> bool:
         return batch_number % process_count == process_index
@@ -180,7 +180,14 @@ def inpaint_folder(
         (number, batch) for number, batch in batches if not all(is_there(result.path) for result in batch)
     ]
 
-    load = partial(_load, pipe.image_shape, images, mask_paths, resize, batch_size, seed_key(seed))
+    decode = partial(
+        pictures.make_batch,
+        image_shape=pipe.image_shape,
+        resize=resize,
+        background=background,
+        keep_alpha=keep_alpha,
+    )
+    load = partial(_load, decode, pipe.image_shape, images, mask_paths, batch_size, seed_key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
@@ -201,7 +208,7 @@ def _run(
     devices = len(chains.devices)
     failures: dict[str, str] = {}
     computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
-    written: deque[tuple[int, list[Future[None]]]] = deque()
+    written: deque[tuple[int, list[tuple[str, Future[str | None]]]]] = deque()
     files, computing = ThreadPoolExecutor(2 * devices), ThreadPoolExecutor(devices)
 
     def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
@@ -215,10 +222,10 @@ def _run(
         failures.update(batch.failures)
         writes = []
         for row in batch.missing:
+            name, sample, *_ = batch.results[row]
             if np.isfinite(samples[row]).all():
-                writes.append(files.submit(_write, batch, row, samples[row]))
+                writes.append((name, files.submit(_write, batch, row, samples[row])))
             else:
-                name, sample, *_ = batch.results[row]
                 failures[name] = f"sample {sample + 1} has values that are not finite"
         finish_writing()
         written.append((batch.number, writes))
@@ -230,8 +237,9 @@ def _run(
     def finish_writing() -> None:
         while written:
             number, writes = written.popleft()
-            for one in writes:
-                one.result()
+            for name, one in writes:
+                if (reason := one.result()) is not None:
+                    failures[name] = reason
             chains.forget(str(number))
 
     try:
@@ -250,10 +258,10 @@ def _run(
 
 
 def _load(
+    decode: Callable[[Any, Any], pictures.Batch],
     image_shape: tuple[int, int, int],
     images: Path,
     mask_paths: Mapping[str, Path],
-    resize: bool,
     batch_size: int,
     run_key: jax.Array,
     number: int,
@@ -264,18 +272,18 @@ def _load(
     holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
     words = np.zeros((batch_size, 3), np.uint32)
     failures: dict[str, str] = {}
-    decoded: dict[str, Decoded] = {}
+    decoded: dict[str, pictures.Batch] = {}
     for row, (name, sample, path, _) in enumerate(results):
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
+        if name_length(path.name) > LONGEST_NAME:
             failures[name] = f"the name of its result, {path.name}, is too long"
         if name not in decoded and name not in failures:
             try:
-                decoded[name] = _decode(images / name, mask_paths.get(name), image_shape, resize)
+                decoded[name] = _decode(decode, images / name, mask_paths.get(name))
             except Exception as error:  # decoders can raise anything
                 failures[name] = " ".join(str(error).split())
         if name in decoded:
-            pixels[row], holes[row] = decoded[name].image, decoded[name].mask
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+            (pixels[row],), (holes[row],), _ = decoded[name]
+        digest = hashlib.sha256(name_bytes(name)).digest()
         words[row] = *np.frombuffer(digest[:8], "<u4"), sample
     missing = [
         row
@@ -283,8 +291,8 @@ def _load(
         if result.name not in failures and not is_there(result.path)
     ]
     keys = np.asarray(_keys(run_key, words))
-    profiles = {name: one.profile for name, one in decoded.items()}
-    return Batch(number, results, pixels, holes, keys, profiles, failures, missing)
+    looks = {name: one.looks[0] for name, one in decoded.items()}
+    return Batch(number, results, pixels, holes, keys, looks, failures, missing)
 
 
 @jax.jit
@@ -297,24 +305,28 @@ def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
     return jax.random.key_data(jax.vmap(of_row)(words))
 
 
-def _decode(
-    image_path: Path, mask_path: Path | None, image_shape: tuple[int, int, int], resize: bool
-) -> Decoded:
-    if mask_path is None:
+def _decode(decode: Callable[[Any, Any], pictures.Batch], image: Path, mask: Path | None) -> pictures.Batch:
+    if mask is None:
         raise ValueError("there is no mask of the same name")
-    image, mask = open_image(image_path), open_image(mask_path)
-    profile = colour_profile(image, image_shape)
-    if resize:
-        (image,), (mask,) = resize_together([image], [mask], image_shape)
-    return Decoded(image_to_array(image, image_shape), mask_to_array(mask, image_shape), profile)
+    return decode(open_image(image), open_image(mask))
 
 
-def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> None:
-    """Write a result, after the other files that the official layout has for it."""
+def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> str | None:
+    """Write a result, after the other files that the official layout has for it.
+
+    Returns:
+        The reason why the result cannot have its name, or None if it was written.
+    """
     result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
-    profile = batch.profiles[result.name]
+    look = batch.looks[result.name]
     known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
-    for kind, path in result.beside.items():
-        of_colours = None if kind == "gt_keep_mask" else profile
-        save_picture(array_to_pil(known[kind]), path, icc_profile=of_colours)
-    save_picture(array_to_pil(pixels), result.path, icc_profile=profile)
+    try:
+        for kind, path in result.beside.items():
+            of_colours = Look() if kind == "gt_keep_mask" else look._replace(alpha=None)
+            save_picture(with_look(array_to_pil(known[kind]), of_colours), path)
+        save_picture(with_look(array_to_pil(pixels), look), result.path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return f"the file system of the output refuses the name of its result, {result.path.name}"
+    return None

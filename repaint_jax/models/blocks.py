@@ -19,13 +19,14 @@ class Timesteps(nnx.Module):
     """Sinusoidal embedding of Vaswani et al. 2017 (arXiv 1706.03762, section 3.5)."""
 
     def __init__(self, c: UNet2DConfig):
-        self.features = c.block_out_channels[0]
+        self.features = c.time_proj_dim or c.block_out_channels[0]
         self.flip_sin_to_cos, self.freq_shift = c.flip_sin_to_cos, c.freq_shift
 
     def __call__(self, timesteps: jax.Array) -> jax.Array:  # [B] -> [B, features]
         half = self.features // 2
-        frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half) / (half - self.freq_shift))
-        angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+        numbers = jnp.arange(half, dtype=jnp.float32)
+        frequencies = jnp.exp(-math.log(10000.0) * numbers / (half - self.freq_shift))
+        angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None]
         waves = [jnp.sin(angles), jnp.cos(angles)]
         return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 
@@ -42,7 +43,7 @@ class GaussianFourierProjection(nnx.Module):
 
     def __call__(self, timesteps: jax.Array) -> jax.Array:  # [B] -> [B, features]
         frequencies = jax.lax.stop_gradient(self.weight[...].astype(jnp.float32))
-        angles = 2 * math.pi * jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies
+        angles = 2 * math.pi * jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies[None]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -70,8 +71,9 @@ class GroupNorm(nnx.Module):
         mean = group_mean(wide.mean(pixels))
         centred = wide - jnp.expand_dims(mean, pixels)
         variance = group_mean(jnp.square(centred).mean(pixels))
-        gain = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
-        return (centred * jnp.expand_dims(gain, pixels) + self.bias[...]).astype(x.dtype)
+        gain = self.scale[...].astype(jnp.float32)[None] * jax.lax.rsqrt(variance + self.eps)
+        bias = jnp.expand_dims(self.bias[...].astype(jnp.float32), range(x.ndim - 1))
+        return (centred * jnp.expand_dims(gain, pixels) + bias).astype(x.dtype)
 
 
 def upsampled(x: jax.Array) -> jax.Array:
@@ -109,7 +111,7 @@ def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
         for of_rows, above in halves(conv.kernel[...], 0)
     ]
     result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
-    return result if conv.bias is None else result + conv.bias[...]
+    return result if conv.bias is None else result + conv.bias[None, None, None]
 
 
 def downsampled(x: jax.Array) -> jax.Array:
@@ -195,6 +197,7 @@ class Attention(nnx.Module):
         channels: int,
         num_groups: int | None,
         *,
+        head_dim: int | None,
         scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
@@ -205,7 +208,7 @@ class Attention(nnx.Module):
         self.to_out = nnx.List(
             [nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)]
         )
-        self.heads = channels // (c.attention_head_dim or channels)
+        self.heads = channels // (head_dim or channels)
         self.scale = scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -253,12 +256,13 @@ class DownBlock(nnx.Module):
         out_channels: int,
         last: bool,
         *,
+        head_dim: int | None,
         rngs: nnx.Rngs,
     ):
         widths = [in_channels] + [out_channels] * (c.layers_per_block - 1)
         self.resnets = nnx.List([ResnetBlock2D(c, width, out_channels, rngs=rngs) for width in widths])
         self.attentions = nnx.List(
-            [Attention(c, out_channels, c.norm_num_groups, rngs=rngs) for _ in widths]
+            [Attention(c, out_channels, c.norm_num_groups, head_dim=head_dim, rngs=rngs) for _ in widths]
             if kind == "AttnDownBlock2D"
             else []
         )
@@ -291,11 +295,12 @@ class MidBlock(nnx.Module):
 
     def __init__(self, c: UNet2DConfig, *, rngs: nnx.Rngs):
         channels, scale = c.block_out_channels[-1], c.mid_block_scale_factor
+        groups = c.mid_attention_groups
         self.resnets = nnx.List(
             [ResnetBlock2D(c, channels, channels, scale=scale, rngs=rngs) for _ in range(2)]
         )
         self.attentions = nnx.List(
-            [Attention(c, channels, c.mid_attention_groups, scale=scale, rngs=rngs)]
+            [Attention(c, channels, groups, head_dim=c.mid_head_dim, scale=scale, rngs=rngs)]
             if c.add_attention
             else []
         )
@@ -319,6 +324,7 @@ class UpBlock(nnx.Module):
         out_channels: int,
         last: bool,
         *,
+        head_dim: int | None,
         rngs: nnx.Rngs,
     ):
         widths = [in_channels] + [out_channels] * (len(skip_channels) - 1)
@@ -329,7 +335,7 @@ class UpBlock(nnx.Module):
             ]
         )
         self.attentions = nnx.List(
-            [Attention(c, out_channels, c.norm_num_groups, rngs=rngs) for _ in widths]
+            [Attention(c, out_channels, c.norm_num_groups, head_dim=head_dim, rngs=rngs) for _ in widths]
             if kind == "AttnUpBlock2D"
             else []
         )

@@ -5,8 +5,10 @@ HWIO in Flax and OIHW in torch, and the matrices of linear layers are transposed
 diffusers 0.12 have other names for the four layers of an attention block. They can be loaded too.
 """
 
+import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,16 +18,17 @@ from flax import nnx
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from repaint_jax.files import local_folder, read_json, write_json
+from repaint_jax.files import Hub, StrPath, hub_files, local_folder, read_json, write_json
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import SafetensorsFiles, TorchFile
 from repaint_jax.models.unet2d import Encoder2D, UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.models.wrapped_weights import first_names
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-SHARDED_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors.index.json"
-TORCH_WEIGHTS_NAME = "diffusion_pytorch_model.bin"
+
+_STEM = "diffusion_pytorch_model"
 
 Network = TypeVar("Network", bound=Encoder2D)
 Weights = Mapping[str, NDArray[Any]]
@@ -36,11 +39,14 @@ _TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels; other tensors have the
 
 
 def load_unet2d(
-    path_or_repo: str | Path,
-    subfolder: str | None = None,
+    path_or_repo: StrPath,
+    subfolder: StrPath | None = None,
     *,
     dtype: Any = None,
     revision: str | None = None,
+    variant: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: StrPath | None = None,
 ) -> UNet2D:
     """Load a `UNet2DModel` that diffusers or `save_unet2d` saved.
 
@@ -50,6 +56,10 @@ def load_unet2d(
         subfolder: the subfolder that has the model. In a pipeline it is "unet".
         dtype: dtype of the parameters and of the model's arithmetic; None means float32.
         revision: branch, tag or commit on the hub.
+        variant: the word in the names of the weights' files, such as "fp16" in
+            `diffusion_pytorch_model.fp16.safetensors`.
+        token: access token for a private or gated repository; None means the stored one, False means none.
+        cache_dir: folder for downloads; None means the one of huggingface_hub.
 
     Returns:
         The model.
@@ -58,11 +68,12 @@ def load_unet2d(
         FileNotFoundError: the folder or a file does not exist.
         ValueError: a file is damaged, or its tensors do not fit the architecture.
     """
-    folder = download_model(path_or_repo, (subfolder or "",), revision=revision) / (subfolder or "")
-    return _load_folder(UNet2D, "UNet2DModel", folder, dtype)
+    inner = "" if subfolder is None else Path(subfolder).as_posix()
+    folder = download_model(path_or_repo, (inner,), (), Hub(revision, token, cache_dir), variant) / inner
+    return _load_folder(UNet2D, "UNet2DModel", folder, dtype, variant)
 
 
-def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) -> None:
+def save_unet2d(module: UNet2D, folder: StrPath, *, dtype: Any = np.float32) -> None:
     """Write `config.json` and safetensors weights that diffusers' `UNet2DModel` can load.
 
     Args:
@@ -73,23 +84,22 @@ def save_unet2d(module: UNet2D, folder: str | Path, *, dtype: Any = np.float32) 
     _save_folder(module, "UNet2DModel", Path(folder), dtype)
 
 
-def load_unet2d_classifier(folder: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
+def load_unet2d_classifier(folder: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Load a classifier that `save_unet2d_classifier` saved; `load_unet2d` describes the arguments."""
     return _load_folder(UNet2DClassifier, "UNet2DClassifier", download_model(folder, ("",)), dtype)
 
 
-def save_unet2d_classifier(
-    module: UNet2DClassifier, folder: str | Path, *, dtype: Any = np.float32
-) -> None:
+def save_unet2d_classifier(module: UNet2DClassifier, folder: StrPath, *, dtype: Any = np.float32) -> None:
     """Write a classifier as `config.json` and safetensors; `save_unet2d` describes the arguments."""
     _save_folder(module, "UNet2DClassifier", Path(folder), dtype)
 
 
 def download_model(
-    path_or_repo: str | Path,
+    path_or_repo: StrPath,
     subfolders: tuple[str, ...],
     other_files: tuple[str, ...] = (),
-    revision: str | None = None,
+    hub: Hub | None = None,
+    variant: str | None = None,
 ) -> Path:
     """Return a model's folder, after downloading it if it is on the hub.
 
@@ -99,40 +109,71 @@ def download_model(
         path_or_repo: a folder, or the name of a repository on the Hugging Face hub.
         subfolders: subfolders with a model; "" is the folder itself.
         other_files: other files to download.
-        revision: branch, tag or commit on the hub.
+        hub: how to download them.
+        variant: the variant of the weights.
+
+    Raises:
+        FileNotFoundError: the repository cannot be reached, or has weights of other variants alone.
     """
+    hub = hub or Hub()
 
     def patterns(*names: str) -> list[str]:
         return [f"{subfolder}/{name}" if subfolder else name for subfolder in subfolders for name in names]
 
-    shards = WEIGHTS_NAME.replace(".", "-?????-of-?????.")
-    wanted = [*other_files, *patterns(CONFIG_NAME, WEIGHTS_NAME, SHARDED_WEIGHTS_NAME, shards)]
-    folder = local_folder(path_or_repo, wanted, revision)
-    safe = patterns(WEIGHTS_NAME, SHARDED_WEIGHTS_NAME)
-    if not any((folder / name).is_file() for name in safe) and not Path(path_or_repo).is_dir():
-        folder = local_folder(path_or_repo, [*wanted, *patterns(TORCH_WEIGHTS_NAME)], revision)
+    whole, index, torch_file = _weights_names(variant)
+    word = f".{variant}" if variant else ""
+    shards = [f"{_STEM}{word}-?????-of-?????.safetensors", f"{_STEM}-?????-of-?????{word}.safetensors"]
+    wanted = [*other_files, *patterns(CONFIG_NAME, whole, index, *shards)]
+    folder = local_folder(path_or_repo, wanted, hub)
+    if Path(path_or_repo).is_dir() or any((folder / name).is_file() for name in patterns(whole, index)):
+        return folder
+    folder = local_folder(path_or_repo, [*wanted, *patterns(torch_file)], hub)
+    if not any((folder / name).is_file() for name in patterns(torch_file)):
+        there = [name for name in hub_files(path_or_repo, hub) if name.rpartition("/")[0] in subfolders]
+        hint = _other_variants(name.rpartition("/")[2] for name in there)
+        if hint:
+            raise FileNotFoundError(f"{os.fspath(path_or_repo)} has no {whole}{hint}")
     return folder
 
 
-def open_weights(folder: Path) -> tuple[Weights, Path]:
+def open_weights(folder: Path, variant: str | None = None) -> tuple[Weights, Path]:
     """Open the weights in a folder, which are read one by one, and return them with their file."""
-    for name, kind in (
-        (WEIGHTS_NAME, SafetensorsFiles),
-        (SHARDED_WEIGHTS_NAME, SafetensorsFiles),
-        (TORCH_WEIGHTS_NAME, TorchFile),
-    ):
+    names = _weights_names(variant)
+    for name, kind in zip(names, (SafetensorsFiles, SafetensorsFiles, TorchFile), strict=True):
         if (folder / name).is_file():
             return kind(folder / name), folder / name
-    raise FileNotFoundError(f"{folder / WEIGHTS_NAME} does not exist")
+    hint = _other_variants(path.name for path in folder.glob("*"))
+    raise FileNotFoundError(f"{folder / names[0]} does not exist{hint}")
 
 
-def _load_folder(cls: type[Network], class_name: str, folder: Path, dtype: Any) -> Network:
+def _weights_names(variant: str | None) -> tuple[str, str, str]:
+    """Return the names that diffusers gives safetensors, the index of their shards, and torch's file."""
+    word = f".{variant}" if variant else ""
+    return (
+        f"{_STEM}{word}.safetensors",
+        f"{_STEM}.safetensors.index{word}.json",
+        f"{_STEM}{word}.bin",
+    )
+
+
+def _other_variants(names: Iterable[str]) -> str:
+    """Say which variants there are, for a message that the wanted one is missing."""
+    word = r"(?:\.(\w+))?"
+    pattern = rf"{_STEM}(?:{word}\.(?:safetensors|bin)|\.safetensors\.index{word}\.json)"
+    matches = filter(None, (re.fullmatch(pattern, name) for name in names))
+    variants = sorted({repr(match[1] or match[2]) for match in matches})
+    return f"; there are weights of variant={' and variant='.join(variants)}" if variants else ""
+
+
+def _load_folder(
+    cls: type[Network], class_name: str, folder: Path, dtype: Any, variant: str | None = None
+) -> Network:
     config_path = folder / CONFIG_NAME
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
         raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
     config = UNet2DConfig.from_file(config_path)
-    weights, source = open_weights(folder)
+    weights, source = open_weights(folder, variant)
     return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
 
 
@@ -172,9 +213,10 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
     variables = {
         _torch_name(path): (path, v) for path, v in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
+    hint = "" if stored_names.keys() & variables.keys() else first_names(weights)
     for name, (path, variable) in variables.items():
         if name not in stored_names:
-            raise ValueError(f"{source} lacks the tensor {name}")
+            raise ValueError(f"{source} lacks the tensor {name}{hint}")
         tensor = weights[stored_names.pop(name)]
         axes = _torch_axes(path, variable.ndim)
         expected = tuple(variable.shape[axis] for axis in axes)

@@ -29,7 +29,7 @@ class AttentionPool2D(nnx.Module):
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height * width, channels)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
-        x = x + self.positional_embedding[...].T.astype(x.dtype)
+        x = x + self.positional_embedding[...].T.astype(x.dtype)[None]
         q = self.to_q(x[:, :1]).reshape(batch, 1, self.heads, -1)
         k, v = (
             project(x).reshape(batch, height * width + 1, self.heads, -1)
@@ -59,7 +59,7 @@ class UNet2DClassifier(Encoder2D):
         self.pool = AttentionPool2D(
             (height // factor) * (width // factor),
             channels,
-            channels // (config.attention_head_dim or channels),
+            channels // (config.mid_head_dim or channels),
             config.out_channels,
             rngs=rngs,
         )

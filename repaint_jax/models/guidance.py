@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.models.unet2d_config import UNet2DConfig
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_callable
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.inpaint import ModelFn
@@ -99,7 +99,7 @@ class ClassifierGuidance:
         gradient = self.cond_fn(cond_params, sample, timestep).astype(jnp.float32)
         if gradient.shape != sample.shape:
             raise ValueError(f"cond_fn returned shape {gradient.shape}, expected {sample.shape}")
-        abar = noise.alphas_cumprod(self.config.betas)
+        abar = noise_levels.alphas_cumprod(self.config.betas)
         shift_of = {
             "epsilon": -((1 - abar) ** 0.5),
             "sample": (1 - abar) / abar**0.5,

@@ -1,12 +1,12 @@
 """Find, read and write a model together with the settings of its scheduler."""
 
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from repaint_jax.files import read_json, whole_folder, write_json
+from repaint_jax.files import Hub, StrPath, read_json, whole_folder, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.checkpoints import (
     download_model,
@@ -21,7 +21,14 @@ INDEX_NAME = "model_index.json"
 
 
 def load_pretrained(
-    path_or_repo: str | Path, *, dtype: Any = None, revision: str | None = None
+    path_or_repo: StrPath,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    subfolder: StrPath | None = None,
+    variant: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: StrPath | None = None,
 ) -> tuple[UNet2D, RePaintSchedulerConfig]:
     """Read a model and the settings of its scheduler.
 
@@ -29,32 +36,46 @@ def load_pretrained(
         path_or_repo: see `RePaintPipeline.from_pretrained`.
         dtype: see `RePaintPipeline.from_pretrained`.
         revision: see `RePaintPipeline.from_pretrained`.
+        subfolder: see `RePaintPipeline.from_pretrained`.
+        variant: see `RePaintPipeline.from_pretrained`.
+        token: see `RePaintPipeline.from_pretrained`.
+        cache_dir: see `RePaintPipeline.from_pretrained`.
     """
     path = model_folder(path_or_repo)
-    if path.suffix == ".pt":
+    if _is_checkpoint(path):
+        for name, value in (("subfolder", subfolder), ("variant", variant)):
+            if value is not None:
+                raise ValueError(f"{name} is {str(value)!r}, expected None for the checkpoint {path}")
         return guided_diffusion.load_unet(path, dtype=dtype)
+    places = _places(subfolder)
+    inner, scheduler = places[0], SCHEDULER_CONFIG_NAME
     folder = download_model(
         path,
-        ("unet", ""),
-        (INDEX_NAME, f"scheduler/{SCHEDULER_CONFIG_NAME}", SCHEDULER_CONFIG_NAME),
-        revision,
+        (_join(inner, "unet"), inner),
+        tuple(_join(p, name) for p in places for name in (INDEX_NAME, f"scheduler/{scheduler}", scheduler)),
+        Hub(revision, token, cache_dir),
+        variant,
     )
-    if (folder / INDEX_NAME).is_file():
-        _check_pixel_model(folder / INDEX_NAME)
-    scheduler_folder = _component(folder, "scheduler", SCHEDULER_CONFIG_NAME)
+    if not (folder / inner).is_dir():
+        raise FileNotFoundError(f"subfolder is {inner!r}, expected a folder in {folder}")
+    for place in places:
+        if (folder / place / INDEX_NAME).is_file():
+            _check_pixel_model(folder / place / INDEX_NAME)
+    scheduler_folder = _component(folder, places, "scheduler", scheduler)
     config = RePaintSchedulerConfig.from_pretrained(scheduler_folder)
-    return load_unet2d(_component(folder, "unet", "config.json"), dtype=dtype), config
+    unet_folder = _component(folder, (inner,), "unet", "config.json")
+    return load_unet2d(unet_folder, dtype=dtype, variant=variant), config
 
 
-def load_classifier(path: str | Path, *, dtype: Any = None) -> UNet2DClassifier:
+def load_classifier(path: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Read a classifier of noisy pictures from a guided-diffusion `.pt` file or a folder of `convert`."""
-    if Path(path).suffix == ".pt":
-        return guided_diffusion.load_classifier(Path(path), dtype)
+    if _is_checkpoint(Path(path)):
+        return guided_diffusion.load_classifier(path, dtype)
     return load_unet2d_classifier(path, dtype=dtype)
 
 
 def save_pretrained(
-    folder: str | Path, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any = np.float32
+    folder: StrPath, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any = np.float32
 ) -> None:
     """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`."""
     folder = Path(folder)
@@ -69,10 +90,10 @@ def save_pretrained(
 
 
 def convert(
-    checkpoint: str | Path,
-    folder: str | Path,
+    checkpoint: StrPath,
+    folder: StrPath,
     *,
-    settings: str | Path | None = None,
+    settings: StrPath | None = None,
     dtype: Any = np.float32,
 ) -> None:
     """Convert a guided-diffusion `.pt` file, of a model or a classifier, to a folder of safetensors.
@@ -80,8 +101,8 @@ def convert(
     Args:
         checkpoint: the file. Reading it needs torch; reading the folder does not.
         folder: the folder to write. It must not exist. It is written completely or not at all.
-        settings: the `.yml` file of the model's dataset; None means the settings of the published 256 px
-            models.
+        settings: the `.yml` file of the model's dataset, or of its training's flags. What it does not
+            tell, and the weights do not tell, is assumed, with a warning. The published models need none.
         dtype: dtype of the stored weights; float16 halves the size of the folder.
 
     Raises:
@@ -96,7 +117,7 @@ def convert(
                 raise ValueError(f"settings is {settings}, expected none for a classifier")
             save_unet2d_classifier(guided_diffusion.load_classifier(checkpoint), unfinished, dtype=dtype)
         else:
-            values = {} if settings is None else guided_diffusion.read_settings(Path(settings))
+            values = {} if settings is None else guided_diffusion.read_settings(settings)
             save_pretrained(unfinished, *guided_diffusion.load_unet(checkpoint, values), dtype)
 
 
@@ -105,7 +126,7 @@ def bundled_folder(name: str = "fashion_mnist") -> Path:
     return Path(str(files("repaint_jax") / "bundled" / name))
 
 
-def model_folder(path_or_repo: str | Path) -> Path:
+def model_folder(path_or_repo: StrPath) -> Path:
     """Return the folder of "bundled" or "bundled/NAME"; return any other path unchanged.
 
     Raises:
@@ -118,22 +139,48 @@ def model_folder(path_or_repo: str | Path) -> Path:
         return path
     if not bundled_folder(path.name).is_dir():
         names = sorted(f"bundled/{folder.name}" for folder in bundled_folder().parent.iterdir())
-        raise ValueError(f"{path_or_repo} is no bundled model, expected one of {', '.join(names)}")
+        raise ValueError(f"{path} is no bundled model, expected one of {', '.join(names)}")
     return bundled_folder(path.name)
 
 
-def pictures_of_model(path_or_repo: str | Path) -> list[Path]:
+def pictures_of_model(path_or_repo: StrPath) -> list[Path]:
     """List the pictures in the subfolder `images` of a model's folder."""
     return sorted((model_folder(path_or_repo) / "images").glob("*.png"))
 
 
-def _component(folder: Path, name: str, config_name: str) -> Path:
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a path is that of a torch file, judging by its name."""
+    return path.suffix == ".pt" or (path.suffix in (".pth", ".ckpt") and not path.is_dir())
+
+
+def _places(subfolder: StrPath | None) -> tuple[str, ...]:
+    """Return a subfolder and the folders above it, up to the model's folder, which is ""."""
+    inner = PurePosixPath("" if subfolder is None else Path(subfolder).as_posix())
+    if inner.is_absolute() or Path(inner).is_absolute() or ".." in inner.parts:
+        raise ValueError(f"subfolder is {str(subfolder)!r}, expected a folder inside path_or_repo")
+    return tuple("" if place == PurePosixPath() else str(place) for place in (inner, *inner.parents))
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
+
+
+def _component(folder: Path, places: tuple[str, ...], name: str, config_name: str) -> Path:
     """Return the folder of a part of a pipeline. Old pipelines have all parts in one folder."""
-    if (folder / name / config_name).is_file():
-        return folder / name
-    if (folder / config_name).is_file():
-        return folder
-    raise FileNotFoundError(f"{folder} has neither {name}/{config_name} nor {config_name}")
+    for place in places:
+        for candidate in (folder / place / name, folder / place):
+            if (candidate / config_name).is_file():
+                return candidate
+    inside = folder / places[0]
+    message = f"{inside} has neither {name}/{config_name} nor {config_name}"
+    if len(places) > 1:
+        message += f", and no folder above it up to {folder} has it"
+    for above in inside.absolute().parents[:2]:
+        if len(places) == 1 and any((above / part / config_name).is_file() for part in (name, "")):
+            inner = inside.absolute().relative_to(above).as_posix()
+            message += f"; {above} has it: give that as path_or_repo, and subfolder={inner!r}"
+            break
+    raise FileNotFoundError(message)
 
 
 def _check_pixel_model(index_path: Path) -> None:

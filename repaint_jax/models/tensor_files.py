@@ -1,7 +1,10 @@
 """Read files of named tensors, one tensor at a time: safetensors (one file or shards), torch's pickles."""
 
+import argparse
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from repaint_jax.files import read_json
+from repaint_jax.files import StrPath, check_not_lfs_pointer, optional_package, read_json
+from repaint_jax.models.wrapped_weights import named_tensors, unwrapped_names
 
 
 class SafetensorsFiles(Mapping[str, NDArray[Any]]):
@@ -18,26 +22,27 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
     The file is opened again for each tensor, because everything read from an open file stays in memory.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: StrPath):
+        self.path = path = Path(path)
         if path.suffix == ".json":
             weight_map = read_json(path).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{path} has no weight_map, expected the index of a sharded model")
-            self.files = {name: path.parent / Path(str(file)).name for name, file in weight_map.items()}
-            for file in sorted(set(self.files.values())):
+            files = {name: path.parent / Path(str(file)).name for name, file in weight_map.items()}
+            for file in sorted(set(files.values())):
                 if not file.is_file():
                     raise FileNotFoundError(f"{file} does not exist, but {path} lists it")
                 for name in _names(file):
-                    self.files.setdefault(name, file)
+                    files.setdefault(name, file)
         else:
-            self.files = dict.fromkeys(_names(path), path)
+            files = dict.fromkeys(_names(path), path)
+        self.files = {name: (files[old], old) for name, old in unwrapped_names(files, path).items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        path = self.files[name]
+        path, stored_name = self.files[name]
         try:
             with safe_open(path, framework="numpy") as file:
-                return np.asarray(file.get_tensor(name))
+                return np.asarray(file.get_tensor(stored_name))
         except (SafetensorError, AttributeError) as error:  # AttributeError: NumPy lacks the file's dtype
             raise ValueError(f"{path} has no readable tensor {name}: {error}") from None
 
@@ -52,6 +57,7 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
 
 
 def _names(path: Path) -> list[str]:
+    check_not_lfs_pointer(path)
     try:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
@@ -62,6 +68,8 @@ def _names(path: Path) -> list[str]:
 class TorchFile(Mapping[str, NDArray[Any]]):
     """The tensors of a state dict that torch saved. Code in the file is never run.
 
+    The state dict may lie in other dicts, and its names may have a prefix; see `wrapped_weights`.
+
     Args:
         path: the file.
 
@@ -71,32 +79,33 @@ class TorchFile(Mapping[str, NDArray[Any]]):
         ValueError: the file is damaged, or holds something other than named tensors.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: StrPath):
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file")
-        try:
+        check_not_lfs_pointer(path)
+        advice = (
+            f"{path} is a file of torch, and reading it needs torch; install it, or convert the file "
+            "to safetensors where torch is installed"
+        )
+        with optional_package("torch", advice):
             import torch
-        except ImportError:
-            raise ImportError(
-                f"{path} is a file of torch, and reading it needs torch; install it, or convert the file "
-                "to safetensors where torch is installed"
-            ) from None
         try:
             with path.open("rb") as file:
                 mmap = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be memory-mapped
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # Training scripts save their flags. torch before 2.5 cannot be told that they are harmless.
+            allowing = getattr(torch.serialization, "safe_globals", lambda classes: nullcontext())
+            with allowing([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # of any type; torch's own message advises to run the file's code
+            foreign = re.search(r"GLOBAL (\S+)", str(error))
+            found = f": {foreign[1]}" if foreign else ""
             raise ValueError(
-                f"{path} is damaged, or holds something else than weights ({type(error).__name__})"
+                f"{path} is damaged, or holds something else than weights ({type(error).__name__}{found})"
             ) from None
-        if not isinstance(tensors, dict):
-            raise ValueError(f"{path} holds a {type(tensors).__name__}, expected a dict of named tensors")
-        for name, tensor in tensors.items():
-            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                raise ValueError(
-                    f"{path}: {name!r} is a {type(tensor).__name__}, expected named tensors alone"
-                )
-        self.path, self.tensors = path, tensors
+        tensors = named_tensors(content, torch.Tensor, path)
+        self.path = path
+        self.tensors = {name: tensors[old] for name, old in unwrapped_names(tensors, path).items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         tensor = self.tensors[name]

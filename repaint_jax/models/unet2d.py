@@ -34,7 +34,8 @@ class Encoder2D(nnx.Module):
         down_blocks, channels = [], widths[0]
         for level, (kind, width) in enumerate(zip(c.down_block_types, widths, strict=True)):
             last = level == len(widths) - 1
-            down_blocks.append(DownBlock(c, kind, channels, width, last, rngs=rngs))
+            head_dim = c.head_dims[level]
+            down_blocks.append(DownBlock(c, kind, channels, width, last, head_dim=head_dim, rngs=rngs))
             channels = width
         self.down_blocks = nnx.List(down_blocks)
         self.mid_block = MidBlock(c, rngs=rngs) if c.mid_block_type is not None else None
@@ -120,7 +121,8 @@ class UNet2D(Encoder2D):
         for level, (kind, width) in enumerate(zip(c.up_block_types, widths[::-1], strict=True)):
             last = level == len(widths) - 1
             skips = [skip_channels.pop() for _ in range(c.layers_per_block + 1)]
-            up_blocks.append(UpBlock(c, kind, channels, skips, width, last, rngs=rngs))
+            head_dim = c.head_dims[len(widths) + level]
+            up_blocks.append(UpBlock(c, kind, channels, skips, width, last, head_dim=head_dim, rngs=rngs))
             channels = width
         self.up_blocks = nnx.List(up_blocks)
         self.conv_norm_out = GroupNorm(channels, c.norm_num_groups, c.norm_eps)
@@ -144,7 +146,7 @@ def _time_proj(c: UNet2DConfig, rngs: nnx.Rngs) -> GaussianFourierProjection | n
     if c.time_embedding_type == "fourier":
         return GaussianFourierProjection(c, rngs=rngs)
     if c.time_embedding_type == "learned" and c.num_train_timesteps is not None:
-        return nnx.Embed(c.num_train_timesteps, c.block_out_channels[0], rngs=rngs)
+        return nnx.Embed(c.num_train_timesteps, c.time_proj_dim or c.block_out_channels[0], rngs=rngs)
     return Timesteps(c)
 
 

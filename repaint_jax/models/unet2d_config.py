@@ -3,10 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
-from repaint_jax.files import read_config
+from repaint_jax.files import StrPath, read_config
 from repaint_jax.sampling.checks import check_int
 
 DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -22,10 +21,26 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
 }
 
+# What diffusers' EMAModel writes into the config of averaged weights.
+_EMA_OPTIONS = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma"),
+    *("power", "collected_params"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
-    """Architecture of a `UNet2D`, with the fields and defaults of diffusers' `UNet2DModel`."""
+    """Architecture of a `UNet2D`, with the fields and defaults of diffusers' `UNet2DModel`.
+
+    Two fields can hold more than diffusers' can, for the networks of guided-diffusion. diffusers refuses to
+    load a folder that needs them.
+
+    Attributes:
+        attention_head_dim: channels of an attention head; None means one head of all channels. A tuple has
+            one number for each level of block_out_channels, or one for each down block followed by one for
+            each up block. The middle block has that of the last down block.
+        time_proj_dim: length of the timestep's sinusoidal embedding; None means block_out_channels[0].
+    """
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -56,7 +71,7 @@ class UNet2DConfig:
     upsample_type: str = "conv"
     dropout: float = 0.0
     act_fn: str = "silu"
-    attention_head_dim: int | None = 8
+    attention_head_dim: int | tuple[int, ...] | None = 8
     norm_num_groups: int = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
@@ -65,31 +80,40 @@ class UNet2DConfig:
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
+    # Not in `repr`, from which digests of recorded scores are made: the shapes of the weights tell it.
+    time_proj_dim: int | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Make a config from the content of diffusers' `unet/config.json`.
+
+        Options of an `EMAModel` and unknown options that are off (null or false) are ignored.
 
         Raises:
             ValueError: an option is unknown or not supported. The message names it.
             TypeError: an option has the wrong type.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
-        known: dict[str, Any] = {k: v for k, v in config.items() if not k.startswith("_")}
-        for name in known:
-            if name not in fields:
-                raise ValueError(f"unet config: unknown option {name}={known[name]!r}")
+        known: dict[str, Any] = {}
+        for name, value in config.items():
+            if name in fields:
+                known[name] = value
+            elif not (name.startswith("_") or name in _EMA_OPTIONS or value is None or value is False):
+                raise ValueError(f"unet config: unknown option {name}={value!r}")
         known.update({k: tuple(v) for k, v in known.items() if isinstance(v, list)})
         return cls(**known)
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
+    def from_file(cls, path: StrPath) -> Self:
         """Read a `config.json` file."""
         return read_config(path, cls.from_dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of diffusers' `unet/config.json` as a dict."""
-        return {"_class_name": "UNet2DModel", **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if self.time_proj_dim is None:
+            del fields["time_proj_dim"]  # diffusers warns about options that it does not know
+        return {"_class_name": "UNet2DModel", **fields}
 
     @property
     def height_and_width(self) -> tuple[int, int]:
@@ -103,6 +127,19 @@ class UNet2DConfig:
     def time_embed_dim(self) -> int:
         """Return the length of the embedding of timestep and class that the resnets get."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def head_dims(self) -> tuple[int | None, ...]:
+        """Return the channels of a head in each down block and then in each up block; None means all."""
+        levels, given = len(self.block_out_channels), self.attention_head_dim
+        if not isinstance(given, tuple):
+            return (given,) * (2 * levels)
+        return given if len(given) == 2 * levels else given + given[::-1]
+
+    @property
+    def mid_head_dim(self) -> int | None:
+        """Return the channels of a head in the middle block; None means all."""
+        return self.head_dims[len(self.block_out_channels) - 1]
 
     @property
     def mid_attention_groups(self) -> int | None:
@@ -124,8 +161,8 @@ class UNet2DConfig:
             check_int(name, getattr(self, name), 1)
         for name in (
             "time_embedding_dim",
+            "time_proj_dim",
             "attn_norm_num_groups",
-            "attention_head_dim",
             "num_class_embeds",
             "num_train_timesteps",
         ):
@@ -158,13 +195,15 @@ class UNet2DConfig:
         self._check_blocks("down_block_types", DOWN_BLOCK_TYPES)
         self._check_blocks("up_block_types", UP_BLOCK_TYPES)
         self._check_channels()
-        if self.time_embedding_type == "positional" and (
-            self.block_out_channels[0] % 2 or self.freq_shift >= self.block_out_channels[0] // 2
-        ):
+        name = "block_out_channels" if self.time_proj_dim is None else "time_proj_dim"
+        length = self.time_proj_dim or self.block_out_channels[0]
+        if self.time_embedding_type == "positional" and (length % 2 or self.freq_shift >= length // 2):
             raise ValueError(
-                f"block_out_channels has {self.block_out_channels[0]} first and freq_shift is "
-                f"{self.freq_shift}, expected an even number of channels and freq_shift below half of it"
+                f"{name} has {length} first and freq_shift is {self.freq_shift}, expected an even number "
+                "of channels and freq_shift below half of it"
             )
+        if self.time_embedding_type == "fourier" and self.time_proj_dim is not None:
+            raise ValueError(f"time_proj_dim is {self.time_proj_dim}, expected None for fourier embeddings")
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise ValueError("num_train_timesteps is None, expected the rows of the learned time embedding")
 
@@ -195,17 +234,25 @@ class UNet2DConfig:
                 f"attn_norm_num_groups is {self.attn_norm_num_groups}, expected a divisor of the "
                 f"{widths[-1]} channels in the middle"
             )
-        attended = [
-            width for kind, width in zip(self.down_block_types, widths, strict=True) if "Attn" in kind
-        ]
-        attended += [
-            width for kind, width in zip(self.up_block_types, widths[::-1], strict=True) if "Attn" in kind
-        ]
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        widths, given = self.block_out_channels, self.attention_head_dim
+        for head_dim in given if isinstance(given, tuple) else (given,):
+            if given is not None:
+                check_int("attention_head_dim", head_dim, 1)
+        if isinstance(given, tuple) and len(given) not in (len(widths), 2 * len(widths)):
+            raise ValueError(
+                f"attention_head_dim has {len(given)} entries, expected one number, or one for each of the "
+                f"{len(widths)} levels, or one for each of the {2 * len(widths)} down and up blocks"
+            )
+        kinds = self.down_block_types + self.up_block_types
+        blocks = list(zip(kinds, widths + widths[::-1], self.head_dims, strict=True))
         if self.add_attention and self.mid_block_type is not None:
-            attended.append(widths[-1])
-        for channels in attended:
-            if self.attention_head_dim is not None and channels % self.attention_head_dim:
+            blocks.append(("AttnMidBlock", widths[-1], self.mid_head_dim))
+        for kind, channels, head_dim in blocks:
+            if "Attn" in kind and head_dim is not None and channels % head_dim:
                 raise ValueError(
-                    f"attention_head_dim is {self.attention_head_dim}, expected a divisor of the "
-                    f"{channels} channels that a block with attention has"
+                    f"attention_head_dim is {given}, expected a divisor of the {channels} channels that a "
+                    "block with attention has"
                 )

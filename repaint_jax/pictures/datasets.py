@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repaint_jax.files import StrPath
+from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, in_mode, rgb
 from repaint_jax.pictures.images import open_image
 from repaint_jax.sampling.checks import check_int
 
@@ -19,18 +22,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def read_images(
-    folder: Path, image_size: int, *, grey: bool, idx_name: str = TRAIN_IDX_NAME, mixed: bool = False
+    folder: StrPath,
+    image_size: int,
+    *,
+    grey: bool,
+    idx_name: str = TRAIN_IDX_NAME,
+    mixed: bool = False,
+    background: Colour = DEFAULT_BACKGROUND,
 ) -> NDArray[np.uint8]:  # [N, H, W, C]
     """Read all images below a folder.
 
     Args:
         folder: a folder with an idx file named `idx_name`, or with pictures at any depth.
         image_size: the side of the images. Pictures are cropped to their central square and resized to it.
-            Transparent pixels become white. Images of an idx file keep their size.
+            Images of an idx file keep their size.
         grey: whether to read pictures as one channel instead of three.
         idx_name: the name of the idx file: the training or the test images of Fashion-MNIST.
         mixed: whether to shuffle the pictures, in an order that is always the same. The first pictures are
             then a fair sample of all. Otherwise they are sorted by name.
+        background: the colour behind transparent pixels, see `colours.rgb`.
 
     Returns:
         The images, [N, H, W, C] uint8.
@@ -39,6 +49,8 @@ def read_images(
         ValueError: if the folder does not exist, has no images, or has images that cannot be read.
     """
     check_int("image_size", image_size, 1)
+    rgb(background)  # raises if it is no colour
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     if (folder / idx_name).is_file():
@@ -47,13 +59,15 @@ def read_images(
     if not names:
         raise ValueError(f"{folder} holds neither {idx_name} nor pictures ({', '.join(SUFFIXES)})")
     if mixed:
-        names.sort(key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+        names.sort(key=lambda name: hashlib.sha256(name_bytes(name)).digest())
     mode = "L" if grey else "RGB"
-    return np.stack([_central_square(open_image(folder / name), image_size, mode) for name in names])
+    pictures = (in_mode("image", open_image(folder / name), mode, background) for name in names)
+    return np.stack([_central_square(picture, image_size) for picture in pictures])
 
 
-def picture_names(folder: Path) -> list[str]:
+def picture_names(folder: StrPath) -> list[str]:
     """Return the sorted names of all pictures at any depth, relative to the folder, without hidden ones."""
+    folder = Path(folder)
     paths = [
         path.relative_to(folder)
         for path in folder.rglob("*")
@@ -62,8 +76,14 @@ def picture_names(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
-def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a file's name in UTF-8, which are the same on all systems if it is text."""
+    return name.encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape")
+
+
+def read_idx_images(path: StrPath) -> NDArray[np.uint8]:  # [N, H, W, 1]
     """Read an `*-images-idx3-ubyte.gz` file of the MNIST family."""
+    path = Path(path)
     try:
         data = gzip.decompress(path.read_bytes())
         magic, count, height, width = struct.unpack_from(">4i", data)
@@ -77,13 +97,9 @@ def read_idx_images(path: Path) -> NDArray[np.uint8]:  # [N, H, W, 1]
     return pixels.reshape(count, height, width, 1)
 
 
-def _central_square(image: Image.Image, side: int, mode: str) -> NDArray[np.uint8]:
+def _central_square(image: Image.Image, side: int) -> NDArray[np.uint8]:
     shorter = min(image.size)
     left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
     square = image.crop((left, top, left + shorter, top + shorter))
-    if square.has_transparency_data:
-        square = square.convert("RGBA")
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
-    square = square.convert(mode)
     pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,19 +1,42 @@
 """Convert between pictures with 8 bits per channel and arrays in [-1, 1]."""
 
 import itertools
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from repaint_jax.files import whole_file
+from repaint_jax.files import StrPath, check_not_lfs_pointer, warn, whole_file
+from repaint_jax.pictures.colours import (
+    DEFAULT_BACKGROUND,
+    Colour,
+    alpha_channel,
+    in_mode,
+    is_deep,
+    upright,
+)
 
-OUTPUT_TYPES = ("pil", "np", "jax")
+Range = tuple[float, float]
 
+MODEL_RANGE = (-1.0, 1.0)
+
+_SINGLE_PICTURES = ("MPO", "PSD")  # formats whose further frames are views or layers of the picture
+_HEADER_BYTES = 2**20
+_LONG_TEXTS = (
+    "Decompressed data too large",
+    "Decompressed Data Too Large",
+    "Too much memory used in text chunks",
+)
+_LONGEST_TEXTS = 2**28  # bytes
+_TEXT_LIMITS = Lock()
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -25,44 +48,110 @@ def pil_mode(image_shape: tuple[int, int, int]) -> str:
     return _PIL_MODES[channels]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read a picture with 8 bits per channel.
+def open_image(path: StrPath) -> Image.Image:
+    """Read a picture with 8 bits per channel, upright. It has the colours and transparency of the file.
+
+    A UserWarning says so if the file has several frames or pages: the first one is read.
 
     Raises:
         ValueError: if the file cannot be read, or has more bits. The message is one sentence.
     """
+    path = os.fspath(path)
     try:
-        file = Image.open(path)
-        is_deep = any(re.search(r"\w;16[BLN]", str(tile)) for tile in file.tile)  # PIL makes it 8 bits
-        image = ImageOps.exif_transpose(file)  # upright, as viewers show it
-        image.load()
+        try:
+            image, deep, frames = _read(path)
+        except ValueError as error:
+            if not any(words in str(error) for words in _LONG_TEXTS):
+                raise
+            with _texts_of_any_length():
+                image, deep, frames = _read(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except UnidentifiedImageError:
+        check_not_lfs_pointer(Path(path))
         raise ValueError(f"{path} is not a picture that can be read") from None
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
-    if is_deep or _is_deep(image):
+    if deep or is_deep(image):
         raise ValueError(f"{path} has more than 8 bits per channel, expected 8")
+    if frames > 1:
+        warn(f"{path} has {frames} frames or pages, of which the first is used")
     return image
 
 
-def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def _read(path: str) -> tuple[Image.Image, bool, int]:
+    """Return an upright picture, whether it has more than 8 bits per channel, and how many frames."""
+    with Image.open(path) as file:
+        deep = _file_is_deep(file, path)
+        frames = 1 if file.format in _SINGLE_PICTURES else getattr(file, "n_frames", 1)
+        return upright(file), deep, frames
+
+
+@contextmanager
+def _texts_of_any_length() -> Iterator[None]:
+    """Let Pillow read PNG files with long texts, such as the workflows that ComfyUI saves in them."""
+    with _TEXT_LIMITS:  # they are global in Pillow
+        before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _LONGEST_TEXTS
+        try:
+            yield
+        finally:
+            PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
+
+
+def _file_is_deep(file: ImageFile.ImageFile, path: str) -> bool:
+    """Whether Pillow would reduce the file's channels to 8 bits."""
+    for tile in file.tile:
+        codec, parameters = tile[0], cast(Any, tile[-1])
+        if re.search(r"\w;16[BLN]", str(parameters)) or codec == "SGI16":
+            return True
+        if codec in ("ppm", "ppm_plain") and parameters[-1] > 255:  # the largest value
+            return True
+    if file.format not in ("AVIF", "JPEG2000"):
+        return False
+    with open(path, "rb") as raw:
+        header = raw.read(_HEADER_BYTES)
+    if file.format == "AVIF":
+        bit_depths = re.search(rb"av1C..(.)", header, re.S)  # AV1-ISOBMFF, section 2.3.3
+        return bit_depths is not None and bool(bit_depths[1][0] & 0x40)
+    component = re.search(rb"\xff\x4f\xff\x51.{38}(.)", header, re.S)  # ISO 15444-1, section A.5.1
+    return component is not None and component[1][0] & 0x7F > 7
+
+
+def image_to_array(
+    image: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    mask: NDArray[np.floating] | None = None,
+    background: Colour = DEFAULT_BACKGROUND,
+    input_range: Range = MODEL_RANGE,
+) -> NDArray[np.float32]:
     """Convert a picture to an array [H, W, C] in [-1, 1].
 
     Args:
-        image: a PIL image with 8 bits per channel, which is converted between grey and colour and loses its
-            transparency; a uint8 array, 0..255; or a floating array in [-1, 1]. Arrays are [H, W] or
-            [H, W, C].
+        image: a PIL image with 8 bits per channel, which is turned upright and converted between grey and
+            colour, see `colours.in_mode`; a uint8 array, 0..255; or a floating array in `input_range`.
+            Arrays are [H, W] or [H, W, C].
         image_shape: the expected shape [H, W, C].
+        mask: the picture's mask, [H, W, 1]. Where it is 0, a floating array may hold anything, also NaN,
+            and becomes 0. None means that all values matter.
+        background: the colour behind the transparent pixels of a PIL image, see `colours.rgb`.
+        input_range: the values of black and white in floating arrays.
 
     Raises:
         TypeError: if image is neither a PIL image nor an array of numbers.
         ValueError: if the size or the number of channels differs, or values are outside the range.
     """
+    return in_model_range(image_pixels(image, image_shape, background), mask, input_range)
+
+
+def image_pixels(
+    image: Any, image_shape: tuple[int, int, int], background: Colour = DEFAULT_BACKGROUND
+) -> NDArray[Any]:
+    """Return the uint8 or floating pixels [H, W, C] of a picture as in `image_to_array`."""
     if isinstance(image, Image.Image):
-        image = _converted("image", image, pil_mode(image_shape))
-    array = _as_array("image", image)
+        image = in_mode("image", image, pil_mode(image_shape), background)
+    array = as_array("image", image)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape != image_shape:
@@ -70,22 +159,49 @@ def image_to_array(image: Any, image_shape: tuple[int, int, int]) -> NDArray[np.
             f"image has shape {array.shape}, expected the model's {image_shape} (height, width, channels)"
             + ("; `resize` resizes it" if isinstance(image, Image.Image) else "")
         )
-    if array.dtype == np.uint8:
-        return uint8_to_array(array)
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"image has dtype {array.dtype}, expected uint8 or a floating dtype")
-    if not np.all((array >= -1) & (array <= 1)):  # false for NaN too
-        raise ValueError("image has values that are not in [-1, 1]")
-    return array.astype(np.float32)
+    return array
+
+
+def in_model_range(
+    pixels: NDArray[Any], mask: NDArray[np.floating] | None, input_range: Range
+) -> NDArray[np.float32]:
+    """Convert pixels to [-1, 1], see `image_to_array`."""
+    if pixels.dtype == np.uint8:
+        return uint8_to_array(pixels)
+    low, high = checked_range(input_range)
+    matters = np.ones(pixels.shape, bool) if mask is None else np.broadcast_to(mask > 0, pixels.shape)
+    wrong = matters & ~((pixels >= low) & (pixels <= high))  # true for NaN too
+    if wrong.any():
+        row, column, channel = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"image has values that are not in [{low:g}, {high:g}]: {pixels[row, column, channel]} in row "
+            f"{row}, column {column}"
+        )
+    array = np.where(matters, pixels, low)
+    if (low, high) != MODEL_RANGE:
+        array = np.clip((array.astype(np.float64) - low) * (2 / (high - low)) - 1, -1, 1)
+    return np.where(matters, array, 0).astype(np.float32)
+
+
+def checked_range(input_range: Any) -> Range:
+    """Return a range as two floats, or raise ValueError if it is not two finite, rising numbers."""
+    values = as_array("input_range", input_range)
+    if values.shape != (2,) or not -math.inf < values[0] < values[1] < math.inf:
+        raise ValueError(
+            f"input_range is {input_range!r}, expected the values of black and white, such as (0, 1)"
+        )
+    return float(values[0]), float(values[1])
 
 
 def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """Convert a mask to an array [H, W, 1] of zeros (inpaint) and ones (keep).
 
     Args:
-        mask: a PIL image without transparent pixels, in which white keeps and black inpaints; or an array
-            of shape [H, W] or [H, W, 1], bool, uint8 0..255 or floating in [0, 1]. Values are rounded at
-            the middle of their range.
+        mask: a PIL image without transparent pixels, in which white keeps and black inpaints, and which is
+            turned upright; or an array of shape [H, W] or [H, W, 1], bool, uint8 0..255 or floating in
+            [0, 1]. Values are rounded at the middle of their range.
         image_shape: the shape [H, W, C] of the mask's image.
 
     Raises:
@@ -94,7 +210,7 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     """
     if isinstance(mask, Image.Image):
         mask = grey_mask(mask)
-    array = _as_array("mask", mask)
+    array = as_array("mask", mask)
     if array.ndim == 2:
         array = array[..., None]
     expected = (*image_shape[:2], 1)
@@ -112,27 +228,19 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:
-    """Convert a mask to mode "L".
+    """Convert a mask to mode "L", upright.
 
     Raises:
         ValueError: if pixels are transparent: their colour is invisible, so the mask would be ambiguous.
     """
-    if mask.has_transparency_data and np.asarray(mask.convert("RGBA").getchannel("A")).min() < 255:
+    alpha = alpha_channel(mask)
+    if alpha is not None and np.asarray(alpha).min(initial=255) < 255:
         raise ValueError("mask has transparent pixels, expected black and white ones")
-    return _converted("mask", mask, "L")
+    return in_mode("mask", mask, "L")
 
 
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F"))
-
-
-def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
-    if _is_deep(image):
-        raise ValueError(f"{name} has mode {image.mode}, expected 8 bits per channel")
-    return image.convert(mode)
-
-
-def _as_array(name: str, value: Any) -> NDArray[Any]:
+def as_array(name: str, value: Any) -> NDArray[Any]:
+    """Return a value as a NumPy array, or raise TypeError if it is no array of numbers."""
     array = np.asarray(value)
     if array.dtype.name == "bfloat16":  # NumPy does not count it as a floating dtype
         array = array.astype(np.float32)
@@ -142,7 +250,10 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
 
 
 def resize_together(
-    images: Sequence[Any], masks: Sequence[Any], image_shape: tuple[int, int, int]
+    images: Sequence[Any],
+    masks: Sequence[Any],
+    image_shape: tuple[int, int, int],
+    background: Colour = DEFAULT_BACKGROUND,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Resize pictures and their masks to the model's height and width. Proportions are not kept.
 
@@ -154,93 +265,39 @@ def resize_together(
         masks: one mask for all images, or one for each. Each image and its mask must have the same size, so
             that the mask covers the pixels it was drawn over.
         image_shape: the shape [H, W, C] of the model's images.
+        background: the colour behind transparent pixels, see `colours.rgb`.
 
     Raises:
         TypeError: if an image or mask is not a PIL image.
         ValueError: if an image and its mask have different sizes.
     """
-    height, width, _ = image_shape
     for name, pictures in (("image", images), ("mask", masks)):
         for picture in pictures:
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"{name} is a {type(picture).__name__}, expected a PIL image to be resized")
+    # Convert before resizing: indices into a palette cannot be averaged.
+    images = [in_mode("image", image, pil_mode(image_shape), background) for image in images]
+    masks = [grey_mask(mask) for mask in masks]
     for image, mask in zip(images, itertools.cycle(masks), strict=False):
         if image.size != mask.size:
             raise ValueError(
                 f"mask is of size {mask.size}, expected {image.size} as its image, to be resized with it"
             )
-
-    def resized(picture: Image.Image) -> Image.Image:
-        # Neither filter has negative weights. In a mask, these could cancel the share of pixels to fill.
-        shrinks = picture.width >= width and picture.height >= height
-        return picture.resize(
-            (width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
-        )
-
-    def resized_mask(mask: Image.Image) -> Image.Image:
-        missing = np.asarray(grey_mask(mask)) < 128
-        share = np.asarray(resized(Image.fromarray(missing.astype(np.float32))))
-        return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
-
-    # Convert before resizing: indices into a palette cannot be averaged.
-    return (
-        [resized(_converted("image", image, pil_mode(image_shape))) for image in images],
-        [resized_mask(mask) for mask in masks],
-    )
+    size = image_shape[1::-1]
+    return [resized(image, size) for image in images], [_resized_mask(mask, size) for mask in masks]
 
 
-def images_and_masks(
-    image: Any, mask_image: Any, image_shape: tuple[int, int, int], *, resize: bool = False
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Convert the inputs of a pipeline to images [N, H, W, C] in [-1, 1] and masks [N, H, W, 1].
-
-    Args:
-        image: a picture as in `image_to_array`, or a batch or list of them.
-        mask_image: one mask as in `mask_to_array` for all pictures, or one for each.
-        image_shape: the shape [H, W, C] of the model's images.
-        resize: whether to resize PIL images and their masks to the model's size, see `resize_together`.
-    """
-    image_list, mask_list = _as_list("image", image), _as_list("mask_image", mask_image)
-    if resize:
-        image_list, mask_list = resize_together(image_list, mask_list, image_shape)
-    images = np.stack([image_to_array(one, image_shape) for one in image_list])
-    masks = np.stack([mask_to_array(one, image_shape) for one in mask_list])
-    if len(masks) not in (1, len(images)):
-        raise ValueError(
-            f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
-        )
-    return images, np.broadcast_to(masks, (len(images), *masks.shape[1:]))
+def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a picture to a width and height, with a filter that has no negative weights."""
+    # In a mask, negative weights could cancel the share of pixels to fill.
+    shrinks = picture.width >= size[0] and picture.height >= size[1]
+    return picture.resize(size, Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR)
 
 
-def _as_list(name: str, pictures: Any) -> Sequence[Any]:
-    if isinstance(pictures, Image.Image):
-        return [pictures]
-    if isinstance(pictures, str | Path):
-        raise TypeError(f"{name} is {pictures!r}, expected a PIL image, an array or a list of them")
-    if isinstance(pictures, Sequence) or np.ndim(pictures) == 4:
-        if len(pictures) == 0:
-            raise ValueError(f"{name} is empty, expected at least one picture")
-        return pictures
-    return [pictures]
-
-
-def check_output_type(output_type: str, image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError if it is not one of `OUTPUT_TYPES`, or "pil" for a shape without a PIL mode."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
-    if output_type == "pil":
-        pil_mode(image_shape)
-
-
-def as_output(images: Any, output_type: str) -> Any:
-    """Convert results [..., H, W, C] in [-1, 1] to one of `OUTPUT_TYPES`, as a pipeline returns them."""
-    if output_type == "jax":
-        return images
-    if output_type == "np":
-        return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
-    if images.ndim > 4:
-        return [as_output(batch, output_type) for batch in images]
-    return [array_to_pil(one) for one in np.asarray(images)]
+def _resized_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    missing = np.asarray(mask) < 128
+    share = np.asarray(resized(Image.fromarray(missing.astype(np.float32)), size))
+    return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
 
 
 def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -263,22 +320,14 @@ def uint8_to_pil(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def colour_profile(image: Image.Image, image_shape: tuple[int, int, int]) -> bytes | None:
-    """Return the ICC profile that a result needs so that its known pixels look the same as in the image.
-
-    None if the image has no profile, or if the conversion between grey and colour makes it invalid.
-    """
-    is_grey = image.mode in ("1", "L", "LA")
-    return image.info.get("icc_profile") if is_grey == (image_shape[-1] <= 2) else None
-
-
-def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
-    """Write a picture in the format of its suffix, completely or not at all.
+def save_picture(picture: Image.Image, path: StrPath, **options: Any) -> None:
+    """Write a picture in the format of its suffix, with its ICC profile, completely or not at all.
 
     Args:
         picture: the picture.
         path: the file to write.
         options: options of Pillow's `Image.save`.
     """
+    file_format = Image.registered_extensions()[Path(path).suffix.lower()]
     with whole_file(path) as unfinished:
-        picture.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()], **options)
+        picture.save(unfinished, format=file_format, icc_profile=picture.info.get("icc_profile"), **options)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from repaint_jax.pictures.colours import in_mode
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_pil
 
 HOLE_COLOUR = (222, 120, 60)  # does not occur in grey pictures, and is easy to see in colour ones
@@ -25,7 +26,7 @@ def show_hole(image: NDArray[np.floating], mask: NDArray[np.floating]) -> NDArra
     Returns:
         The painted image, [H, W, 3] uint8.
     """
-    pixels = np.asarray(uint8_to_pil(array_to_uint8(image)).convert("RGB"))
+    pixels = np.asarray(in_mode("image", uint8_to_pil(array_to_uint8(image)), "RGB"))
     return np.where(np.asarray(mask)[..., :1] == 0, HOLE_COLOUR, pixels).astype(np.uint8)
 
 
@@ -82,9 +83,8 @@ def tile(
         draw.text((left - _MARGIN, y), title, "black", font, anchor="rm")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            enlarged = (
-                uint8_to_pil(picture).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-            )
+            in_colour = in_mode("image", uint8_to_pil(picture), "RGB")
+            enlarged = in_colour.resize((width, height), Image.Resampling.NEAREST)
             place = (left + column * (width + _MARGIN), top + row * (height + _MARGIN))
             canvas.paste(enlarged, place)
     return canvas

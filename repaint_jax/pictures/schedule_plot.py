@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.files import whole_file
+from repaint_jax.files import StrPath, optional_package, whole_file
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
 
 DRAWINGS = (".png", ".svg", ".pdf", ".jpg", ".webp")
@@ -19,12 +19,12 @@ def chain_path(
     The noise is given as its standard deviation sqrt(1 - abar): 1 is pure noise, and 0 is the clean image,
     at which the path ends. A jump back takes no model call.
     """
-    before, after = schedule_of(state).noise_levels()
+    before, after = schedule_of(state).noise_of_calls()
     calls = np.arange(len(before))
     return np.stack([calls, calls + 1], axis=1).ravel(), np.stack([before, after], axis=1).ravel()
 
 
-def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:
+def draw_schedule(state: RePaintSchedulerState, path: StrPath) -> None:
     """Draw a chain into a file.
 
     Args:
@@ -34,10 +34,8 @@ def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    try:
+    with optional_package("matplotlib", "drawing a schedule needs matplotlib: install repaint_jax[plots]"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("drawing a schedule needs matplotlib: install repaint_jax[plots]") from None
     calls, noise = chain_path(state)
     figure = Figure(figsize=(8, 3.5), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -50,4 +48,4 @@ def draw_schedule(state: RePaintSchedulerState, path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:].lower())
+        figure.savefig(unfinished, format=Path(path).suffix[1:].lower())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.budget_transition import CallCoefficients, budget_transition, call_coefficients
 from repaint_jax.sampling.checks import check_image_and_mask, check_int, check_like_image
 from repaint_jax.sampling.config import RePaintSchedulerConfig
@@ -21,8 +21,10 @@ from repaint_jax.sampling.scheduler import (
     check_state,
     schedule_of,
     warn_of_signal,
+    without_missing,
 )
 
+DEFAULT_MODEL_CALLS = 64
 SMALLEST_BUDGET = 8  # fewer calls would only denoise in a few large steps
 
 # The density of noise levels over ln sigma is highest at _DWELL_SIGMA. Measured for images in [-1, 1].
@@ -77,7 +79,7 @@ class BudgetSchedule(NamedTuple):
         """Return True: the result always has the known pixels of the original."""
         return True
 
-    def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
+    def noise_of_calls(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the noise levels before and after each call."""
         before = np.asarray(self.calls.noise)
         return before, np.append(before[1:], np.float32(0))
@@ -91,7 +93,9 @@ class BudgetStepOutput(NamedTuple):
     pred_original_sample: jax.Array  # the predicted clean image
 
 
-def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int) -> RePaintSchedulerState:
+def set_timesteps_for_budget(
+    state: RePaintSchedulerState, num_model_calls: int = DEFAULT_MODEL_CALLS
+) -> RePaintSchedulerState:
     """Add a schedule with a budget of model calls to a state (correlated renoising).
 
     The chain goes down through the noise levels once, with one call at each level and without jumps. The
@@ -128,7 +132,7 @@ def set_timesteps_for_budget(state: RePaintSchedulerState, num_model_calls: int)
     check_state(state)
     num_model_calls = check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
     warn_of_signal(state.config, state.config.num_train_timesteps - 1)
-    timesteps = dwelling_timesteps(noise.alphas_cumprod(state.config.betas), num_model_calls)
+    timesteps = dwelling_timesteps(noise_levels.alphas_cumprod(state.config.betas), num_model_calls)
     calls = call_coefficients(state.config, timesteps)
     return dataclasses.replace(
         state,
@@ -190,7 +194,7 @@ def budget_step(
     check_image_and_mask(original_image, mask)
     check_like_image("sample", sample, original_image)
     check_like_image("previous_noise", previous_noise, original_image)
-    sample = jnp.asarray(sample)
+    sample, original_image = jnp.asarray(sample), without_missing(original_image, mask)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     row = jax.tree.map(lambda field: field[call], schedule.calls)
     prev_sample, pred_original_sample = budget_transition(
@@ -209,7 +213,7 @@ def dwelling_timesteps(
     Between the largest sigma and the smallest, the density over ln sigma is proportional to
     b + exp(-(ln(sigma/c)/w)^2). Each level is moved to the nearest training timestep.
     """
-    log_sigma = noise.log_sigma(alphas_cumprod)
+    log_sigma = noise_levels.log_sigma(alphas_cumprod)
     grid = np.linspace(log_sigma[0], min(log_sigma[-1], np.log(_LARGEST_SIGMA)), 4096)
     density = _DENSITY_ELSEWHERE + np.exp(-(((grid - np.log(_DWELL_SIGMA)) / _DWELL_WIDTH) ** 2))
     passed = np.append(0.0, np.cumsum((density[1:] + density[:-1]) / 2))

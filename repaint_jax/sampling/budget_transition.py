@@ -52,7 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.prediction import predict, split_model_output
 
@@ -116,7 +116,7 @@ def _in_reach(
 
 def call_coefficients(config: RePaintSchedulerConfig, timesteps: NDArray[np.int64]) -> CallCoefficients:
     """Compute the coefficients of calls at the given timesteps in float64, and store them as float32."""
-    a = noise.alphas_cumprod(config.betas)[timesteps]
+    a = noise_levels.alphas_cumprod(config.betas)[timesteps]
     p = np.append(a[1:], 1.0)
     sigma, next_sigma = (np.sqrt((1 - level) / level) for level in (a, p))
     ends_with_correction = timesteps[-3] == timesteps[-1]

@@ -23,7 +23,14 @@ def check_floating(name: str, array: jax.Array) -> None:
     """Raise if a value is not a floating array."""
     if not isinstance(array, jax.Array | np.ndarray | np.generic):
         raise TypeError(f"{name} is a {type(array).__name__}, expected a floating array")
-    dtype = jnp.result_type(array)
+    if isinstance(array, np.ndarray | np.generic) and not array.dtype.isnative:
+        raise TypeError(
+            f"{name} has dtype {array.dtype.str}, expected the byte order of this machine (FITS files have "
+            f"another one): {name}.astype('float32')"
+        )
+    if array.dtype == np.longdouble and array.dtype.itemsize > 8:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected float64 or a narrower one")
+    dtype = jnp.result_type(array.dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.files import local_folder, read_config, write_json
-from repaint_jax.sampling import noise
+from repaint_jax.files import Hub, StrPath, local_folder, read_config, write_json
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_int
 
 CONFIG_NAME = "scheduler_config.json"
@@ -18,10 +18,10 @@ CONFIG_NAME = "scheduler_config.json"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 _CHOICES = {
-    "beta_schedule": noise.BETA_SCHEDULES,
+    "beta_schedule": noise_levels.BETA_SCHEDULES,
     "prediction_type": PREDICTION_TYPES,
     "variance_type": ("fixed_small", "fixed_large", "learned_range"),
-    "timestep_spacing": noise.TIMESTEP_SPACINGS,
+    "timestep_spacing": noise_levels.TIMESTEP_SPACINGS,
     "known_region": ("after_step", "before_model"),
     "undo": ("exact", "diffusers"),
     "jump_schedule": ("diffusers", "paper"),
@@ -29,11 +29,26 @@ _CHOICES = {
 
 _SCHEDULERS_WITH_BETAS = ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler")
 
+# Classes of diffusers whose files look like those of a DDPM's noise levels, but are not.
+_REFUSED_CLASSES = {
+    "LCMScheduler": "its networks are consistency models, which do not predict noise",
+    "TCDScheduler": "its networks are consistency models, which do not predict noise",
+    "CogVideoXDDIMScheduler": "its networks are of videos",
+    "CogVideoXDPMScheduler": "its networks are of videos",
+}
+
 # DDPMScheduler's names for the same variances, up to the rounding of their logarithm.
 _VARIANCE_ALIASES = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
 
-# Keys in other schedulers' files that would change the noise levels or the prediction if they are true.
-_REFUSED_WHEN_TRUE = ("rescale_betas_zero_snr", "thresholding")
+# Keys in other schedulers' files that change the noise levels or the prediction, and the values that do
+# not.
+_HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
+    "rescale_betas_zero_snr": (False,),
+    "thresholding": (False,),
+    "use_flow_sigmas": (False,),
+    "timestep_type": ("discrete",),
+    "snr_shift_scale": (1, 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +75,7 @@ class RePaintSchedulerConfig:
             variance, and "fixed_large" is beta. With "learned_range" the model's output has C more
             channels, which interpolate between the logarithms of the two: -1 is small, 1 is large
             (arXiv 2102.09672, eq. 15).
-        timestep_spacing: "leading", "trailing" or "linspace"; see `noise.ladder`.
+        timestep_spacing: "leading", "trailing" or "linspace"; see `noise_levels.ladder`.
         known_region: when the known pixels are put in. "after_step" puts them in after each reverse step,
             including the last one, so the result has them exactly. "before_model", the order of the
             official code, puts them in before each model call but the first. With a mask of zeros and
@@ -133,7 +148,8 @@ class RePaintSchedulerConfig:
         """Return the variance of each training step, [num_train_timesteps]."""
         if self.trained_betas is not None:
             return np.array(self.trained_betas)
-        return noise.betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        settings = self.num_train_timesteps, self.beta_start, self.beta_end
+        return noise_levels.betas(self.beta_schedule, *settings)
 
     @classmethod
     def diffusers(cls, **overrides: Any) -> Self:
@@ -155,16 +171,28 @@ class RePaintSchedulerConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Make a config from a dict of `to_dict` or of another diffusers scheduler; ignore unknown keys."""
+        """Make a config from a dict of `to_dict` or of another diffusers scheduler.
+
+        None means the default. Unknown keys are ignored.
+
+        Raises:
+            ValueError: the scheduler has no betas, or has options that are not supported. The message names
+                the class or the option.
+        """
+        config = {name: value for name, value in config.items() if value is not None}
         class_name = config.get("_class_name", "RePaintScheduler")
+        if class_name in _REFUSED_CLASSES:
+            reason = _REFUSED_CLASSES[class_name]
+            raise ValueError(f"the scheduler's config is of a {class_name}, expected another: {reason}")
         if class_name not in _SCHEDULERS_WITH_BETAS and "beta_schedule" not in config:
             raise ValueError(
                 f"the scheduler's config is of a {class_name}, expected a scheduler with betas such as "
                 "RePaintScheduler, DDPMScheduler or DDIMScheduler"
             )
-        for name in _REFUSED_WHEN_TRUE:
-            if config.get(name):
-                raise ValueError(f"{name} is {config[name]!r}, expected false: it is not supported")
+        for name, harmless in _HARMLESS_VALUES.items():
+            if name in config and config[name] not in harmless:
+                expected = "false" if harmless == (False,) else repr(harmless[0])
+                raise ValueError(f"{name} is {config[name]!r}, expected {expected}: it is not supported")
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in config.items() if name in names}
         if config.get("predict_epsilon") is False:  # in files older than prediction_type
@@ -179,20 +207,29 @@ class RePaintSchedulerConfig:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, subfolder: str | None = None, *, revision: str | None = None
+        cls,
+        path_or_repo: StrPath,
+        subfolder: StrPath | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: StrPath | None = None,
     ) -> Self:
-        """Read `scheduler_config.json` of a RePaint, DDPM or DDIM scheduler.
+        """Read `scheduler_config.json` of a RePaint, DDPM, DDIM or other diffusers scheduler with betas.
 
         Args:
             path_or_repo: a folder, or the name of a repository on the Hugging Face hub (which needs the
                 package huggingface_hub).
             subfolder: the subfolder that has the file. In a pipeline it is "scheduler".
             revision: branch, tag or commit on the hub.
+            token: access token for a private or gated repository; None means the stored one.
+            cache_dir: folder for downloads; None means the one of huggingface_hub.
         """
-        name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
-        return read_config(local_folder(path_or_repo, [name], revision) / name, cls.from_dict)
+        name = CONFIG_NAME if subfolder is None else (Path(subfolder) / CONFIG_NAME).as_posix()
+        folder = local_folder(path_or_repo, [name], Hub(revision, token, cache_dir))
+        return read_config(folder / name, cls.from_dict)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: StrPath) -> None:
         """Write `scheduler_config.json` into a folder, and create the folder if it is missing."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 

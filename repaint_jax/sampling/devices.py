@@ -63,11 +63,17 @@ def replicate(params: Tree, devices: Sequence[jax.Device] | None = None) -> Tree
 def free_devices(params: Any) -> list[jax.Device]:
     """List the devices of this process, or no devices if params are sharded.
 
-    If params are sharded, JAX computes where they are.
+    If params are sharded, JAX computes where they are. Inside `jax.default_device(...)` that device is the
+    only one.
     """
     leaves = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     whole = all(leaf.sharding.is_fully_replicated for leaf in leaves)
-    return jax.local_devices() if whole else []
+    if not whole:
+        return []
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if isinstance(default, str):  # a platform
+        return jax.local_devices(backend=default)[:1]
+    return jax.local_devices() if default is None else [default]
 
 
 def mesh_of_devices(devices: Sequence[jax.Device]) -> contextlib.AbstractContextManager[Any]:
@@ -77,7 +83,7 @@ def mesh_of_devices(devices: Sequence[jax.Device]) -> contextlib.AbstractContext
     """
     if jax.sharding.get_abstract_mesh().empty or not devices:
         return contextlib.nullcontext()
-    return jax.set_mesh(_mesh(devices))
+    return jax.set_mesh(_mesh_of(devices))
 
 
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | AbstractMesh:
@@ -88,6 +94,10 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | AbstractMesh:
         devices = jax.local_devices()
     if not devices:
         raise ValueError("devices is empty, expected at least one")
+    return _mesh_of(devices)
+
+
+def _mesh_of(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), ("batch",))
 
 
@@ -144,7 +154,8 @@ def largest_batch_size(
         The batch size, or 0 if not even one image fits.
 
     Raises:
-        NotImplementedError: the backend of JAX does not report how much memory a program needs.
+        NotImplementedError: the backend of JAX does not report how much memory a program needs, or
+            bytes_limit is None and the system does not report how much memory it has.
     """
     if bytes_limit is None:
         bytes_limit = _bytes_limit(jax.local_devices()[0])
@@ -187,5 +198,11 @@ def _bytes_needed(
 
 def _bytes_limit(device: jax.Device) -> int:
     statistics = device.memory_stats() or {}
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(statistics.get("bytes_limit", machine))
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        raise NotImplementedError(
+            "bytes_limit is None, expected a number: this system does not say how much memory it has"
+        ) from None

@@ -18,7 +18,7 @@ from repaint_jax.sampling.checks import (
 from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
 from repaint_jax.sampling.meshes import with_type_of_output
 from repaint_jax.sampling.progress import report, with_progress
-from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
+from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of, without_missing
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 

@@ -1,4 +1,8 @@
-"""Types of arrays inside `jax.shard_map` and on meshes with explicit axes, where a scan's carry has to keep its type."""
+"""Types of arrays inside `jax.shard_map` and on meshes with explicit axes.
+
+There a scan's carry must have the type that its body returns: JAX refuses a replicated start of a chain
+whose images are sharded.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -38,10 +42,16 @@ def _has_typed_axes(tree: Any) -> bool:
 
 
 def _varying_axes(typed: Any) -> frozenset[Any]:
-    """Return the manual axes over which an array differs, of its type in newer and older versions of JAX."""
+    """Return the manual axes over which an array differs, in newer and older versions of JAX."""
     if hasattr(typed, "manual_axis_type"):
         return frozenset(typed.manual_axis_type.varying if typed.manual_axis_type else ())
     return frozenset(typed.vma or ())
+
+
+def _vary(array: Any, axes: tuple[Any, ...]) -> Any:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(array, axes, to="varying")
+    return getattr(jax.lax, "pvary")(array, axes)  # noqa: B009  # JAX before 0.9
 
 
 def _type(array: Any) -> tuple[Any, Any]:
@@ -52,11 +62,7 @@ def _type(array: Any) -> tuple[Any, Any]:
 def _cast(array: Any, like: jax.ShapeDtypeStruct) -> Any:
     axes = tuple(_varying_axes(like) - _varying_axes(jax.typeof(array)))
     if axes:
-        array = (
-            jax.lax.pcast(array, axes, to="varying")
-            if hasattr(jax.lax, "pcast")
-            else jax.lax.pvary(array, axes)
-        )
+        array = _vary(array, axes)
     if like.sharding is not None and like.sharding != jax.typeof(array).sharding:
         array = jax.sharding.reshard(array, like.sharding)
     return array

@@ -10,15 +10,32 @@ import numpy as np
 Result = TypeVar("Result")
 
 _numbers = itertools.count()
-_listeners: dict[int, Callable[[int], None]] = {}
+_listeners: dict[int, "_Listener"] = {}
+
+
+class _Listener:
+    """A function to report to. The first error it raises ends the reports."""
+
+    def __init__(self, progress: Callable[[int], None]):
+        self._progress = progress
+        self.error: BaseException | None = None
+
+    def tell(self, calls_done: int) -> None:
+        if self.error is None:
+            try:
+                self._progress(calls_done)
+            except BaseException as error:  # JAX would log it and raise another one
+                self.error = error
 
 
 def with_progress(run: Callable[[Any], Result], progress: Callable[[int], None] | None) -> Result:
     """Return `run(number)`, where the program reports with that number to `progress`.
 
     The number is an argument of the compiled program. A new function for each call therefore compiles
-    nothing, and is forgotten after the call. Under `jax.jit` and `jax.vmap` the call only traces the program,
-    so the function is kept for the program's runs.
+    nothing, and is forgotten after the call. Under `jax.jit` and `jax.vmap` the call only traces the
+    program, so the function is kept for the program's runs.
+
+    An error of the function, or Ctrl-C in it, is raised when the program is done.
 
     Args:
         run: makes the call. Its argument is an int32 number, or None to report nothing.
@@ -26,8 +43,8 @@ def with_progress(run: Callable[[Any], Result], progress: Callable[[int], None] 
     """
     if progress is None:
         return run(None)
-    number = next(_numbers)
-    _listeners[number] = progress
+    number, listener = next(_numbers), _Listener(progress)
+    _listeners[number] = listener
     keep = False
     try:
         result = run(np.int32(number))
@@ -35,6 +52,8 @@ def with_progress(run: Callable[[Any], Result], progress: Callable[[int], None] 
         if not keep:
             jax.block_until_ready(result)
             jax.effects_barrier()
+        if listener.error is not None:
+            raise listener.error
         return result
     finally:
         if not keep:
@@ -49,4 +68,4 @@ def report(number: jax.Array, calls_done: jax.Array) -> None:
 def _tell(number: jax.Array, calls_done: jax.Array) -> None:
     listener = _listeners.get(int(number))  # None if the call was interrupted
     if listener is not None:
-        listener(int(calls_done))
+        listener.tell(int(calls_done))

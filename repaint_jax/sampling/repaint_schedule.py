@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repaint_jax.sampling import jumps, noise
+from repaint_jax.sampling import jumps, noise_levels
 from repaint_jax.sampling.checks import check_floating, check_image_and_mask, check_int, check_like_image
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.keys import gaussian, working_dtype
@@ -26,6 +26,7 @@ from repaint_jax.sampling.scheduler import (
     check_state,
     schedule_of,
     warn_of_signal,
+    without_missing,
 )
 
 
@@ -85,7 +86,7 @@ class ResamplingSchedule(NamedTuple):
         """Return whether the known pixels are put in after the last step."""
         return config.known_region == "after_step"
 
-    def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
+    def noise_of_calls(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the noise levels before and after each call's reverse step, without its jump."""
         noise = np.append(self.levels.noise, np.float32(0))  # index -1 is level -1, the clean image
         levels = np.asarray(self.call_levels)
@@ -186,7 +187,7 @@ def set_timesteps(
         n_sample,
         start_resampling,
     )
-    ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, num_inference_steps)
+    ladder = noise_levels.ladder(config.timestep_spacing, config.num_train_timesteps, num_inference_steps)
     if not legacy:
         warn_of_signal(config, int(ladder[-1]))
     if config.jump_schedule == "paper":
@@ -259,7 +260,7 @@ def step(
     row = _row(state, timestep)
     check_image_and_mask(original_image, mask)
     check_like_image("sample", sample, original_image)
-    sample = jnp.asarray(sample)
+    sample, original_image = jnp.asarray(sample), without_missing(original_image, mask)
     z = gaussian(key, sample.shape, working_dtype(sample.dtype))
     prev_sample, pred_original_sample = reverse_transition(
         state.config, row, jnp.float32(0), model_output, sample, original_image, mask, z
@@ -311,7 +312,7 @@ def _row(state: RePaintSchedulerState, timestep: jax.Array | int) -> LevelCoeffi
         raise ValueError(f"timestep has shape {jnp.shape(timestep)}, expected a scalar")
     config = state.config
     # Computed from the static settings, so that it is known even if the state is traced.
-    ladder = noise.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
+    ladder = noise_levels.ladder(config.timestep_spacing, config.num_train_timesteps, len(levels.timestep))
     if isinstance(timestep, jax.core.Tracer):
         level = jnp.searchsorted(levels.timestep, timestep)
     else:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.prediction import predict, split_model_output
 
@@ -54,9 +54,9 @@ def reverse_transition(
     """Take a reverse step and the jump that follows it, with one draw of Gaussian noise for both.
 
     The result of the step is a mean plus independent noise in each pixel, of variance 1 - p with weight m
-    and of variance s2 with weight 1 - m. A jump of any length keeps a share r of that variance and adds
-    1 - r (`jump_variance`). Step and jump are therefore one draw of variance
-    r (m^2 (1 - p) + (1 - m)^2 s2) + 1 - r.
+    and of variance s2 with weight 1 - m. A jump of any length keeps a share q of that variance and adds
+    1 - q (`jump_variance`). Step and jump are therefore one draw of variance
+    q (m^2 (1 - p) + (1 - m)^2 s2) + 1 - q.
 
     Returns:
         The sample after the jump, and pred_original_sample.
@@ -85,7 +85,7 @@ def reverse_transition(
 
 def level_coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:
     """Compute the coefficients of all levels in float64, and store them as float32."""
-    abar = noise.alphas_cumprod(config.betas)
+    abar = noise_levels.alphas_cumprod(config.betas)
     a = abar[ladder]
     p = np.append(1.0, a[:-1])
     beta = 1 - a / p
@@ -119,7 +119,7 @@ def undo_variance(config: RePaintSchedulerConfig, ladder: np.ndarray) -> np.ndar
         n = config.num_train_timesteps // len(ladder)
         used = np.minimum(ladder[:, None] + np.arange(n), len(betas) - 1)
         return 1 - np.prod(1 - betas[used], axis=1)
-    abar = noise.alphas_cumprod(betas)[ladder]
+    abar = noise_levels.alphas_cumprod(betas)[ladder]
     return 1 - abar / np.append(1.0, abar[:-1])
 
 

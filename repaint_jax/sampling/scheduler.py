@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_floating
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.keys import working_dtype
@@ -78,7 +78,7 @@ class Schedule(Protocol):
     def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
         """Return whether the known pixels of the result are those of the original."""
 
-    def noise_levels(self) -> tuple[np.ndarray, np.ndarray]:
+    def noise_of_calls(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the noise levels before and after each call, as sqrt(1 - abar).
 
         This is the standard deviation of the noise in the sample.
@@ -90,7 +90,7 @@ class Schedule(Protocol):
     data_fields=["alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "timesteps", "schedule"],
     meta_fields=["config", "num_inference_steps", "num_model_calls"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RePaintSchedulerState:
     """The settings and precomputed arrays of a scheduler. A state never changes.
 
@@ -117,6 +117,18 @@ class RePaintSchedulerState:
     num_model_calls: int | None = None
     timesteps: jax.Array | None = None
     schedule: Schedule | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare settings and arrays, value by value."""
+        if not isinstance(other, RePaintSchedulerState):
+            return NotImplemented
+        tree: Any = jax.tree.structure(self)
+        if tree != jax.tree.structure(other):
+            return False
+        return all(map(np.array_equal, jax.tree.leaves(self), jax.tree.leaves(other)))
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.num_inference_steps, self.num_model_calls))
 
     @property
     def init_noise_sigma(self) -> float:
@@ -147,7 +159,7 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
         config = RePaintSchedulerConfig()
     if not isinstance(config, RePaintSchedulerConfig):
         raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
-    abar = noise.alphas_cumprod(config.betas)
+    abar = noise_levels.alphas_cumprod(config.betas)
     if abar[-1] < np.finfo(np.float32).tiny:
         raise ValueError(
             f"the betas leave alphas_cumprod={abar[-1]:.2g} at the last timestep, expected at least the "
@@ -225,7 +237,7 @@ def add_noise(
 
 def warn_of_signal(config: RePaintSchedulerConfig, timestep: int) -> None:
     """Warn if a chain starts from pure noise at a timestep at which the model expects signal."""
-    share = noise.alphas_cumprod(config.betas)[timestep]
+    share = noise_levels.alphas_cumprod(config.betas)[timestep]
     if share > _NOISIEST_START:
         last = config.num_train_timesteps - 1
         cure = (
@@ -252,6 +264,12 @@ def schedule_of(state: RePaintSchedulerState) -> Schedule:
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
     return state.schedule
+
+
+def without_missing(original_image: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the image with zeros where the mask is 0, so that a NaN there does not spread."""
+    original_image = jnp.asarray(original_image)
+    return jnp.where(jnp.asarray(mask) == 0, jnp.zeros((), original_image.dtype), original_image)
 
 
 def _checked_timesteps(

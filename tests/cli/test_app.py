@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import importlib
+import os
 import re
 import shutil
 import signal
@@ -9,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from os import environ
 from pathlib import Path
@@ -121,6 +124,15 @@ def test_uploads_are_read_in_the_model_s_size_or_refused_by_name(tmp_path, monke
         app.read_picture(tmp_path / "photo.png", BUNDLED_SHAPE)
 
 
+def test_transparent_uploads_are_white_or_on_the_background_of_the_command(pipe, tmp_path):
+    Image.new("LA", (9, 9)).save(tmp_path / "clear.png")
+    assert app.read_picture(tmp_path / "clear.png", BUNDLED_SHAPE).getextrema() == (255, 255)
+    assert app.read_picture(tmp_path / "clear.png", BUNDLED_SHAPE, "#404040").getextrema() == (64, 64)
+    app.build_page(pipe, [tmp_path / "clear.png"], background="black")
+    with pytest.raises(ValueError, match="background is 'no', expected an opaque colour"):
+        app.serve("bundled", background="no", host="127.0.0.1", port=0)
+
+
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (256, 192), (1024, 512)])
 def test_small_pictures_are_enlarged_by_a_whole_factor(size):
     width, height = app.enlarged_size(size)
@@ -135,33 +147,60 @@ def test_small_pictures_are_enlarged_by_a_whole_factor(size):
 # In a browser
 
 
+FAMILIES = {False: socket.AF_INET, True: socket.AF_INET6}
 SECONDS = 1000  # of Playwright's, which are milliseconds
 WAIT = 60 * SECONDS
 
 
 @contextlib.contextmanager
-def serving(log: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+def serving(
+    log: Path, host: str = "127.0.0.1", environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command in a process of its own, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server((host.strip("[]"), 0), family=FAMILIES[":" in host]) as free:
         port = free.getsockname()[1]
     # Where tests run in the background SIGINT is ignored, and processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "repaint_jax", "app", "--port", str(port)],
+            [sys.executable, "-m", "repaint_jax", "app", "--port", str(port), "--host", host],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line == f"http://127.0.0.1:{port} is open; Ctrl-C stops it\n", log.read_text()
-        yield process, f"http://127.0.0.1:{port}"
+        address = f"http://{host}:{port}"
+        assert line == f"{address} is open; Ctrl-C stops it\n", log.read_text()
+        yield process, address
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "environment"),
+    [("127.0.0.1", {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}), ("[::1]", {})],
+    ids=["behind a proxy", "IPv6"],
+)
+def test_page_is_served(tmp_path, host, environment) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with serving(tmp_path / "errors", host, environment) as (_, address), direct.open(address) as page:
+        assert page.status == 200
+
+
+def test_gradio_that_cannot_be_imported_says_why(monkeypatch, tmp_path) -> None:
+    (tmp_path / "gradio.py").write_text("raise ImportError('the socksio package is missing')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "gradio")
+    monkeypatch.delitem(sys.modules, "repaint_jax.cli.app")
+    with pytest.raises(ImportError, match="gradio is installed, but it cannot be imported: the socksio"):
+        importlib.import_module("repaint_jax.cli.app")
 
 
 @pytest.fixture(scope="module")

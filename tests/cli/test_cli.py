@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import icc_profiles as profiles
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,6 +123,126 @@ def test_mask_may_be_a_box_and_inverted(model_folder, folder) -> None:
     assert inpaint(model_folder, folder, "--invert-mask", mask="box=2,0,8,8") == 0
     same = pixels(folder / "out.png") == pixels(folder / "image.png")
     assert same[:, 2:].all() and not same[:, :2].all()
+
+
+def transparent(folder: Path) -> np.ndarray:
+    """Make the left column of the picture transparent, and return the alpha channel."""
+    alpha = np.full((8, 8), 255, np.uint8)
+    alpha[:, 0] = 0
+    picture = Image.open(folder / "image.png")
+    picture.putalpha(Image.fromarray(alpha))
+    picture.save(folder / "image.png")
+    return alpha
+
+
+def test_transparent_pixels_are_white_or_of_the_colour_that_is_asked_for(model_folder, folder) -> None:
+    transparent(folder)
+    assert inpaint(model_folder, folder) == 0
+    assert (pixels(folder / "out.png")[:, 0] == 255).all() and pixels(folder / "out.png").shape == (8, 8)
+    assert inpaint(model_folder, folder, "--background", "#404040") == 0
+    assert (pixels(folder / "out.png")[:, 0] == 64).all()
+
+
+def test_the_alpha_channel_is_kept_on_request(model_folder, folder) -> None:
+    alpha = transparent(folder)
+    for output in ("out.png", "out.tif"):
+        assert inpaint(model_folder, folder, "--keep-alpha", "--preview", "how.png", output=output) == 0
+        np.testing.assert_array_equal(pixels(folder / output)[..., 1], alpha)
+    assert inpaint(model_folder, folder, "--keep-alpha", "--resize", mask="half") == 0
+    np.testing.assert_array_equal(pixels(folder / "out.png")[..., 1], alpha)
+
+
+@pytest.mark.parametrize(
+    ("options", "hole", "output", "expected"),
+    [
+        (
+            ["--background", "clear"],
+            "half",
+            "out.png",
+            "--background is 'clear', expected an opaque colour",
+        ),
+        (
+            ["--keep-alpha"],
+            "half",
+            "out.jpg",
+            "--output is out.jpg, expected a picture's name that ends in .png",
+        ),
+        (["--keep-alpha"], "alpha", "out.png", "mask is alpha, expected another one with --keep-alpha"),
+        (
+            ["--keep-alpha", "--compare", "8"],
+            "half",
+            "out.png",
+            "--compare is 8, expected it without --keep",
+        ),
+    ],
+)
+def test_what_does_not_go_with_transparency(
+    model_folder, folder, capsys, options, hole, output, expected
+) -> None:
+    before = sorted(folder.iterdir())
+    words = ["inpaint", "image.png", hole, "-o", output, "--model", str(model_folder), *options]
+    with contextlib.chdir(folder):
+        assert main(words) == 2
+    assert expected in only_line(capsys)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_picture_in_cmyk_becomes_grey_through_its_profile(model_folder, folder) -> None:
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(folder / "image.tif", icc_profile=profiles.CMYK)
+    words = ["inpaint", "image.tif", "half", "-o", "out.png", "--model", str(model_folder), *QUICK]
+    with contextlib.chdir(folder):
+        assert main(words) == 0
+    out = Image.open(folder / "out.png")
+    assert "icc_profile" not in out.info
+    assert (np.asarray(out)[:, :4] == 162).all()
+
+
+def test_a_profile_does_not_survive_the_change_to_grey_by_resizing(model_folder, folder) -> None:
+    Image.new("RGB", (16, 16)).save(folder / "image.png", icc_profile=profiles.SRGB)
+    assert inpaint(model_folder, folder, "--resize", mask="half") == 0
+    assert "icc_profile" not in Image.open(folder / "out.png").info
+
+
+def test_an_animation_is_read_with_one_line_of_warning(model_folder, folder, capsys) -> None:
+    frames = [Image.new("L", (8, 8), level) for level in (0, 99)]
+    frames[0].save(folder / "image.gif", save_all=True, append_images=frames[1:])
+    words = ["inpaint", "image.gif", "half", "-o", "out.png", "--model", str(model_folder), *QUICK]
+    with contextlib.chdir(folder):
+        assert main(words) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "repaint-jax inpaint: warning: image.gif has 2 frames or pages, of which the first is used"
+    )
+
+
+def test_an_output_of_another_name_for_an_input_is_refused(model_folder, folder, capsys) -> None:
+    (folder / "IMAGE.png").hardlink_to(folder / "image.png")  # as where the file system ignores case
+    before = (folder / "image.png").read_bytes()
+    assert inpaint(model_folder, folder, output="IMAGE.png") == 2
+    assert "--output is IMAGE.png, expected a file with no other use" in only_line(capsys)
+    assert (folder / "image.png").read_bytes() == before
+
+
+def test_train_and_evaluate_put_pictures_on_the_background(
+    model_folder, folder, capsys, monkeypatch
+) -> None:
+    (folder / "pictures").mkdir()
+    Image.new("LA", (8, 8)).save(folder / "pictures" / "a.png")
+    seen = []
+    monkeypatch.setattr(
+        "repaint_jax.cli.commands.score_settings", lambda pipe, images, *_, **__: seen.append(images)
+    )
+    monkeypatch.setattr(
+        "repaint_jax.training_run.train_unet2d", lambda config, images, *_, **__: seen.append(images)
+    )
+    monkeypatch.setattr("repaint_jax.cli.commands.write_tables", lambda *_: "")
+    common = [str(folder / "pictures"), "-o", str(folder / "run"), "--background"]
+    for colour in ("white", "black"):
+        assert main(["evaluate", *common, colour, "--model", str(model_folder)]) == 0
+        assert main(["train", *common, colour, "--grey", "--image-size", "8"]) == 0
+    assert [float(one.flat[0]) for one in seen] == [1, 255, -1, 0]
+    for command in ("train", "evaluate"):
+        assert main([command, *common, "no"]) == 2
+        assert "--background is 'no', expected an opaque colour" in capsys.readouterr().err
 
 
 def only_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -444,6 +565,7 @@ def test_demo_shows_the_pictures_that_come_with_a_model(model_folder, folder, ca
     assert capsys.readouterr().out == f"wrote {folder / 'demo.png'}: 6 pictures, 1 samples each\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_an_error_is_one_sentence_even_where_stdout_is_closed() -> None:
     command = f"{sys.executable} -m repaint_jax inpaint missing.png half -o out.png >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)

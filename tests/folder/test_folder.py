@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import icc_profiles as profiles
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +106,47 @@ def test_colour_profiles_stay_with_the_results(pipe, work):
     picture = work / "in" / "photo 1 ü.png"
     with Image.open(picture) as image:
         image.load()
-    image.save(picture, icc_profile=b"a profile")
+    image.save(picture, icc_profile=profiles.LINEAR_GREY)
     run(pipe, work, "out", official_layout=True)
-    for kind, profile in (("inpainted", b"a profile"), ("gt", b"a profile"), ("gt_keep_mask", None)):
+    kept = profiles.LINEAR_GREY
+    for kind, profile in (("inpainted", kept), ("gt", kept), ("gt_keep_mask", None)):
         assert Image.open(work / "out" / kind / picture.name).info.get("icc_profile") == profile
     assert "icc_profile" not in Image.open(work / "out" / "inpainted" / "photo 3 ü.png").info
+
+
+def transparent_picture(work: Path) -> np.ndarray:
+    """Make a picture partly transparent, and return its alpha channel."""
+    path = work / "in" / "photo 1 ü.png"
+    alpha = np.where(np.indices((8, 8)).sum(0) % 2, 255, 0).astype(np.uint8)
+    picture = Image.fromarray(np.zeros((8, 8), np.uint8))
+    picture.putalpha(Image.fromarray(alpha))
+    picture.save(path)
+    return alpha
+
+
+def test_transparency_becomes_white_or_another_colour_and_comes_back_on_request(pipe, work):
+    alpha = transparent_picture(work)
+    known = pixels(work / "masks" / "photo 1 ü.png") == 255
+    run(pipe, work, "white", official_layout=True)
+    assert (pixels(work / "white" / "inpainted" / "photo 1 ü.png") == 255 - alpha)[known].all()
+    run(pipe, work, "kept", background="#808080", keep_alpha=True, official_layout=True)
+    result = pixels(work / "kept" / "inpainted" / "photo 1 ü.png")
+    assert (result[..., 0] == np.where(alpha, 0, 128))[known].all()
+    np.testing.assert_array_equal(result[..., 1], alpha)
+    assert pixels(work / "kept" / "gt" / "photo 1 ü.png").shape == (8, 8)
+    assert pixels(work / "kept" / "inpainted" / "photo 3 ü.png").shape == (8, 8)
+
+
+def test_a_second_run_on_another_background_is_refused(pipe, work):
+    run(pipe, work, "out")
+    assert run(pipe, work, "out", background=(255, 255, 255)) == {}, "the same colour"
+    message = "holds results of other settings: background is '#ffffff' there and '#000000' here"
+    with pytest.raises(ValueError, match=message):
+        run(pipe, work, "out", background="black")
+    with pytest.raises(ValueError, match="other settings: keep_alpha is False there and True here"):
+        run(pipe, work, "out", keep_alpha=True)
+    with pytest.raises(ValueError, match="background is 'no', expected an opaque colour"):
+        run(pipe, work, "out", background="no")
 
 
 def test_numbers_may_be_numpys(pipe, work):
@@ -404,6 +441,7 @@ def test_results_that_are_not_finite_are_not_written(pipe, work):
     assert files_below(work / "out") == {}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows limits whole paths")
 def test_a_name_that_is_too_long_costs_only_that_picture(pipe, work, unbroken):
     longest = 251 * "x"
     for kind in ("in", "masks"):
@@ -553,6 +591,7 @@ def test_two_pictures_of_one_name_are_refused(pipe, work):
 # What is wrong with the disk or the device
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as POSIX does")
 def test_a_full_disk_ends_the_run_with_one_sentence(model_folder, work):
     limited = "import resource, signal, sys; from repaint_jax.cli.main import main; "
     limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

@@ -4,13 +4,14 @@ Run once, in an environment with torch and the package `guided_diffusion` (requi
 
     pip install -r tests/golden/requirements.txt
     cd tests
-    python -m golden.record_guided_diffusion
+    python -m golden.record_guided_diffusion [unets] [flags] [classifiers]
 
-It rewrites the files beside it, byte for byte where the versions are the same; each says under
-`recorded_with` what recorded it. guided-diffusion is only called, never copied.
+It rewrites the named files beside it, or all, byte for byte where the versions are the same. Each says
+under `recorded_with` what recorded it. guided-diffusion is only called, never copied.
 tests/test_guided_diffusion_live.py runs the same functions on weights drawn anew, read from `.pt` files.
 """
 
+import sys
 import warnings
 from importlib.metadata import version
 from itertools import compress, product
@@ -21,6 +22,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # of torch, about decorators that it has moved
+    from guided_diffusion.respace import _WrappedModel
     from guided_diffusion.unet import EncoderUNetModel, UNetModel
 
 from golden import record_diffusers as diffusers_side
@@ -45,6 +47,32 @@ CLASSIFIER_SETTINGS: dict[str, Config] = {
 # What the weights do not tell, and 256 px models have otherwise.
 UNTOLD_SETTINGS: Config = {"image_size": 8, "num_head_channels": 16}
 
+# Heads and widths that diffusers' config has no fields for: arguments of the network, and of the diffusion.
+FLAGS: dict[str, tuple[Config, Config]] = {
+    "one head": ({"num_heads": 1}, {}),
+    "four heads": ({"num_heads": 4}, {}),
+    "four heads, new order": ({"num_heads": 4, "use_new_attention_order": True}, {}),
+    "more heads on the way up": ({"num_heads": 2, "num_heads_upsample": 4}, {}),
+    "fewer heads on the way up": ({"num_heads": 4, "num_heads_upsample": 1, "channel_mult": (2, 1)}, {}),
+    "heads on the coarser level alone": ({"num_heads": 2, "attention_resolutions": (2,)}, {}),
+    "narrow first level": (
+        {"num_head_channels": 16, "model_channels": 64, "channel_mult": (0.5, 1), "resblock_updown": True},
+        {},
+    ),
+    "narrow first level, three heads": (
+        {"num_heads": 3, "model_channels": 96, "channel_mult": (1 / 3, 1), "attention_resolutions": (2,)},
+        {},
+    ),
+    "rescaled timesteps": (
+        {"num_heads": 4, "use_scale_shift_norm": True},
+        {"diffusion_steps": 4000, "rescale_timesteps": True},
+    ),
+    "narrow first level, rescaled timesteps": (
+        {"num_heads": 1, "model_channels": 64, "channel_mult": (0.5, 1)},
+        {"diffusion_steps": 50, "rescale_timesteps": True},
+    ),
+}
+
 
 def make_unet(
     *,
@@ -68,6 +96,46 @@ def make_unet(
         use_new_attention_order=use_new_attention_order,
         **UNTOLD_SETTINGS,
     ).eval()
+
+
+def make_flagged_unet(arguments: Config) -> UNetModel:
+    """Make a UNet of two levels with attention on both, unless the arguments say otherwise."""
+    defaults = {
+        "image_size": 8,
+        "in_channels": 3,
+        "out_channels": 6,
+        "model_channels": 32,
+        "num_res_blocks": 1,
+        "attention_resolutions": (1, 2),
+        "channel_mult": (1, 2),
+    }
+    return UNetModel(**{**defaults, **arguments}).eval()
+
+
+def flagged_settings(name: str) -> Config:
+    """Return the flags of a case that the weights do not tell."""
+    arguments, diffusion = FLAGS[name]
+    told = ("model_channels", "channel_mult", "attention_resolutions", "resblock_updown")
+    settings = {name: value for name, value in arguments.items() if name not in told}
+    return {"image_size": 8, **settings, **diffusion}
+
+
+def flagged_timesteps(name: str) -> tuple[int, ...]:
+    """Return timesteps of the diffusion, the first two and the last two far apart."""
+    steps = FLAGS[name][1].get("diffusion_steps", 1000)
+    return (0, steps // 60, steps // 2, steps - 1)
+
+
+def reference_flagged_unet(
+    name: str, unet: UNetModel, sample: np.ndarray, timesteps: np.ndarray
+) -> np.ndarray:
+    """Run the model on a channels-last batch, by way of what the diffusion does to timesteps."""
+    diffusion = FLAGS[name][1]
+    steps, rescale = diffusion.get("diffusion_steps", 1000), diffusion.get("rescale_timesteps", False)
+    wrapped = _WrappedModel(unet, list(range(steps)), rescale, steps)
+    with torch.no_grad():
+        output = wrapped(diffusers_side.channels_first(sample), torch.as_tensor(timesteps))
+    return output.permute(0, 2, 3, 1).numpy()
 
 
 def make_classifier(
@@ -158,6 +226,31 @@ def record_unets() -> None:
     )
 
 
+def record_flags() -> None:
+    sample = random_sample(7)
+    cases, outputs = [], []
+    for name, (arguments, _) in FLAGS.items():
+        unet = make_flagged_unet(arguments)
+        timesteps = flagged_timesteps(name)
+        cases.append(
+            {
+                "name": name,
+                "settings": flagged_settings(name),
+                "shapes": diffusers_side.fill(unet),
+                "timesteps": timesteps,
+                "class_labels": None,
+            }
+        )
+        outputs.append(reference_flagged_unet(name, unet, sample, np.array(timesteps)))
+    diffusers_side.save(
+        "guided_diffusion_flags.npz",
+        cases,
+        recorded_with=RECORDED_WITH,
+        sample=sample,
+        model_output=np.stack(outputs),
+    )
+
+
 def record_classifiers() -> None:
     sample = random_sample(6)
     cases, outputs = [], []
@@ -181,5 +274,5 @@ def record_classifiers() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    record_unets()
-    record_classifiers()
+    for recorder in sys.argv[1:] or ("unets", "flags", "classifiers"):
+        {"unets": record_unets, "flags": record_flags, "classifiers": record_classifiers}[recorder]()

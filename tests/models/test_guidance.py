@@ -18,7 +18,7 @@ from repaint_jax.models.guidance import (
     ClassifierGradient,
     ClassifierGuidance,
 )
-from repaint_jax.sampling.noise import alphas_cumprod
+from repaint_jax.sampling.noise_levels import alphas_cumprod
 
 KEY = jax.random.key(0)
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -27,7 +27,9 @@ SHAPE = (2, 4, 4, 3)
 
 def labelled_model_fn(params, sample, timestep, class_labels):
     """Tell apart every argument: the params, the sample, the timestep and each image's label."""
-    return params * sample + 0.01 * timestep + jnp.asarray(class_labels)[..., None, None, None]
+    labels = jnp.asarray(class_labels, sample.dtype)
+    labels = labels.reshape(labels.shape + (1,) * (sample.ndim - labels.ndim))
+    return params * sample + 0.01 * jnp.asarray(timestep, sample.dtype) + labels
 
 
 def random_sample(seed: int = 0) -> np.ndarray:
@@ -151,9 +153,14 @@ def test_cond_fn_of_another_shape_is_refused():
 MEAN, STD = 0.6, 0.1
 
 
+def signs(sample):
+    """-1 and 1 on an axis behind the sample's."""
+    return jnp.array([-1.0, 1.0]).reshape((1,) * sample.ndim + (2,))
+
+
 def mixture_log_weights(sample, a):
     """log p(component) p(x_t | component), for x0 ~ N(+-MEAN, STD^2) with equal weights."""
-    means = jnp.sqrt(a) * MEAN * jnp.array([-1.0, 1.0])
+    means = jnp.sqrt(a) * MEAN * signs(sample)
     return -((sample[..., None] - means) ** 2) / (2 * (a * STD**2 + 1 - a))
 
 
@@ -161,7 +168,7 @@ def mixture_model_fn(abar, sample, timestep):
     """The exact noise prediction for the mixture."""
     a = abar[timestep]
     weights = jax.nn.softmax(mixture_log_weights(sample, a))
-    means = MEAN * jnp.array([-1.0, 1.0])
+    means = MEAN * signs(sample)
     gain = jnp.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
     x0 = (weights * (means + gain * (sample[..., None] - jnp.sqrt(a) * means))).sum(-1)
     return (sample - jnp.sqrt(a) * x0) / jnp.sqrt(1 - a)

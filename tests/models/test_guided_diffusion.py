@@ -1,9 +1,11 @@
 """Checkpoints of guided-diffusion, as arrays of its names and shapes, and their conversion; without torch.
 
-That they compute what its networks compute is in test_golden.
+That they compute what its networks compute is in test_golden, and here for heads and widths that diffusers
+cannot have.
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import yaml
 from flax import nnx
+from golden import replay
+from golden import weights as golden_weights
 from model_files import (
     assert_same_parameters,
     sentence_of,
@@ -23,9 +27,13 @@ from repaint_jax.models import (
     UNet2D,
     UNet2DConfig,
     guided_diffusion,
+    load_unet2d,
     pretrained,
+    save_unet2d,
 )
 from repaint_jax.models.checkpoints import load_module
+from repaint_jax.models.guided_diffusion_layout import layout_of
+from repaint_jax.models.guided_diffusion_settings import complete_settings
 from repaint_jax.models.pretrained import convert, load_pretrained
 
 
@@ -38,10 +46,12 @@ def guided_diffusion_weights(
     scale_shift: bool = True,
     num_classes: int | None = None,
     learned_variance: bool = True,
+    model_channels: int | None = None,
 ) -> dict[str, np.ndarray]:
     """A U-Net's weights, all zero; `attended` are the levels with attention, the finest 0."""
     weights: dict[str, np.ndarray] = {}
-    embedding = 4 * widths[0]
+    model_channels = model_channels or widths[0]
+    embedding = 4 * model_channels
 
     def layer(name: str, *shape: int) -> None:
         weights[f"{name}.weight"] = np.broadcast_to(np.float32(0), shape)
@@ -67,7 +77,7 @@ def guided_diffusion_weights(
         else:
             layer(f"{name}.{conv}", channels, channels, 3, 3)
 
-    layer("time_embed.0", embedding, widths[0])
+    layer("time_embed.0", embedding, model_channels)
     layer("time_embed.2", embedding, embedding)
     if num_classes is not None:
         weights["label_emb.weight"] = np.broadcast_to(np.float32(0), (num_classes, embedding))
@@ -103,7 +113,14 @@ def guided_diffusion_weights(
 
 SOURCE = Path("celeba.pt")
 DOWN, UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
-TINY_SETTINGS = {"image_size": 16, "num_head_channels": 16}
+TINY_SETTINGS = {
+    "image_size": 16,
+    "num_head_channels": 16,
+    "use_new_attention_order": False,
+    "noise_schedule": "linear",
+    "diffusion_steps": 1000,
+    "predict_xstart": False,
+}
 ONE_LEVEL: dict[str, Any] = {"widths": (32,), "attended": (0,)}
 
 
@@ -229,8 +246,11 @@ def refusal_of(weights: dict[str, np.ndarray], settings: dict[str, Any]) -> str:
         ({"ema.rate": np.zeros(1)}, "has a tensor that the model lacks: ema.rate"),
         ({"out.2.bias": np.full(6, np.nan)}, ": conv_out.bias has values that are not finite in float32"),
         (
-            {"time_embed.0.weight": np.zeros((128, 64))},
-            "has 32 channels and 64 sinusoids, expected equal numbers",
+            {
+                "input_blocks.0.0.weight": np.zeros((32, 6, 3, 3)),
+                "out.2.weight": np.zeros((3, 32, 3, 3)),
+            },
+            "takes 6 channels and predicts 3, expected as many or twice as many: a model that enlarges",
         ),
     ],
 )
@@ -241,10 +261,17 @@ def test_checkpoint_of_something_else_is_refused(changes, message):
     assert sentence.startswith(f"{SOURCE}{message if message[0] == ':' else ' ' + message}")
 
 
+def test_odd_number_of_sinusoids_is_refused():
+    weights = guided_diffusion_weights(**ONE_LEVEL) | {"time_embed.0.weight": np.zeros((128, 63))}
+    assert refusal_of(weights, TINY_SETTINGS).startswith("time_proj_dim has 63 first and freq_shift is 0, ")
+
+
 def test_checkpoint_without_a_single_name_of_guided_diffusion_is_refused():
-    for weights in ({}, {"conv_in.weight": np.zeros((4, 3, 3, 3), np.float32)}):
-        message = f"{SOURCE} has neither a way up nor attention, expected a guided-diffusion checkpoint"
-        assert refusal_of(weights, {}) == message
+    message = f"{SOURCE} has neither a way up nor attention, expected a guided-diffusion checkpoint"
+    assert refusal_of({}, {}) == message
+    names = ("conv_in.weight", "model.diffusion_model.out.0.bias", "conv_in.bias")
+    weights = {name: np.zeros(4, np.float32) for name in names}
+    assert refusal_of(weights, {}) == f"{message}; its names begin with 'conv_in', 'model'"
 
 
 @pytest.mark.parametrize(
@@ -258,8 +285,12 @@ def test_checkpoint_without_a_single_name_of_guided_diffusion_is_refused():
         ({"resblock_updown": True}, f"resblock_updown is True in the settings, but False in {SOURCE}"),
         ({"num_head_channels": 48}, "attention_head_dim is 48, expected a divisor of the 32 channels"),
         (
-            {"num_head_channels": -1, "num_heads_upsample": 2},
-            "num_heads is 4 in the settings for attention over [32] channels; only heads of ",
+            {"num_head_channels": -1, "num_heads": 3},
+            "num_heads is 3 in the settings, expected a divisor of the 32 channels that a block with ",
+        ),
+        (
+            {"num_head_channels": -1, "num_heads_upsample": 5},
+            "num_heads_upsample is 5 in the settings, expected a divisor of the 32 channels that a ",
         ),
         ({"diffusion_steps": 0}, "diffusion_steps is 0 in the settings, expected a positive integer"),
         ({"image_size": "x"}, "image_size is 'x' in the settings, expected a positive integer"),
@@ -270,7 +301,10 @@ def test_checkpoint_without_a_single_name_of_guided_diffusion_is_refused():
         ),
         ({"noise_schedule": []}, "noise_schedule is [] in the settings, expected a word"),
         ({"num_channels": 256, "num_head_channels": 64}, "num_channels is 256 in the settings, but 32 in"),
-        ({"rescale_timesteps": True}, "rescale_timesteps is true in the settings, only false is supported"),
+        (
+            {"rescale_timesteps": "yes"},
+            "rescale_timesteps is 'yes' in the settings, expected true or false",
+        ),
         ({"noise_schedule": "sqrt"}, "noise_schedule is 'sqrt' in the settings, expected linear or cosine"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -289,6 +323,177 @@ def test_model_given_as_a_classifier_is_refused(monkeypatch):
 def test_size_that_is_nowhere_is_asked_for():
     message = f"{SOURCE} does not tell the pictures' size, expected image_size in a .yml file"
     assert refusal_of(guided_diffusion_weights(), {"num_head_channels": 32}) == message
+
+
+# Settings that the weights do not tell
+
+FLAGS, FLAG_ARRAYS = replay.load("guided_diffusion_flags.npz")
+
+
+@pytest.mark.parametrize("case", FLAGS, ids=lambda case: case["name"])
+def test_network_of_any_heads_and_widths_gives_the_outputs_of_guided_diffusion(case):
+    expected = FLAG_ARRAYS["model_output"][FLAGS.index(case)]
+    module = replay.guided_diffusion_module(golden_weights.drawn(case["shapes"]), case["settings"])
+    output = module(jnp.asarray(FLAG_ARRAYS["sample"]), *replay.example_arrays(case))
+    assert replay.relative_difference(np.asarray(output), expected) < 2e-5
+    early, late = np.split(expected, 2)
+    assert replay.relative_difference(early, late) > 1e-2, "the timestep must matter"
+
+
+def test_heads_that_are_guessed_wrong_give_other_outputs():
+    case = FLAGS[[case["name"] for case in FLAGS].index("four heads")]
+    expected = FLAG_ARRAYS["model_output"][FLAGS.index(case)]
+    settings = case["settings"] | {"num_heads": 1}
+    module = replay.guided_diffusion_module(golden_weights.drawn(case["shapes"]), settings)
+    output = module(jnp.asarray(FLAG_ARRAYS["sample"]), *replay.example_arrays(case))
+    assert replay.relative_difference(np.asarray(output), expected) > 1e-2
+
+
+def loaded(weights: dict[str, np.ndarray], settings: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The config of a file's network, with its scheduler's, and the warnings."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setattr(guided_diffusion, "TorchFile", lambda path: weights)
+        module, config = guided_diffusion.load_unet("celeba.pt", settings)
+    return (module.config, config), [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "assumed"),
+    [
+        (
+            {"widths": (64, 128, 192, 256)},
+            {},
+            "diffusion_steps=1000, image_size=64, noise_schedule='linear', num_head_channels=64, "
+            "predict_xstart=False, use_new_attention_order=False",
+        ),
+        (
+            {"widths": (32, 64, 64, 64), "resnet_resampling": False},
+            {},
+            "diffusion_steps=1000, image_size=32, noise_schedule='linear', num_heads=4, "
+            "predict_xstart=False, use_new_attention_order=False",
+        ),
+        ({}, TINY_SETTINGS | {"num_head_channels": -1}, "num_heads=4"),
+        ({}, {k: v for k, v in TINY_SETTINGS.items() if k != "num_head_channels"}, "num_head_channels=64"),
+        ({}, TINY_SETTINGS | {"diffusion_steps": 50}, "rescale_timesteps=False"),
+        ({}, TINY_SETTINGS, None),
+        (
+            {},
+            {k: v for k, v in TINY_SETTINGS.items() if k != "num_head_channels"} | {"num_heads": 2},
+            None,
+        ),
+    ],
+)
+def test_what_was_assumed_is_said(options, settings, assumed):
+    _, messages = loaded(guided_diffusion_weights(**options), settings)
+    if assumed is None:
+        assert messages == []
+    else:
+        (message,) = messages
+        assert message.startswith(f"celeba.pt does not tell all settings of the model; assumed {assumed}: ")
+
+
+def test_warning_names_the_line_of_the_caller(monkeypatch):
+    monkeypatch.setattr(guided_diffusion, "TorchFile", lambda path: guided_diffusion_weights(**ONE_LEVEL))
+    with pytest.warns(UserWarning, match="assumed") as caught:
+        guided_diffusion.load_unet(SOURCE, {"image_size": 8})
+    assert caught[0].filename == __file__
+
+
+# Architectures and flags from the README of openai/guided-diffusion, and of FFHQ 256 from the code of DPS.
+PUBLISHED = {
+    "64": (
+        (192, 384, 576, 768), 3, (1, 2, 3), None,
+        {"sample_size": 64, "attention_head_dim": 64}, "squaredcos_cap_v2", True,
+    ),
+    "128": (
+        (256, 256, 512, 768, 1024), 2, (2, 3, 4), None,
+        {"sample_size": 128, "attention_head_dim": (1, 1, 128, 192, 256)}, "linear", False,
+    ),
+    "256": (
+        (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None,
+        {"sample_size": 256, "attention_head_dim": 64}, "linear", False,
+    ),
+    "512": (
+        (128, 256, 256, 512, 512, 1024, 1024), 2, (4, 5, 6), 256,
+        {"sample_size": 512, "attention_head_dim": 64, "time_proj_dim": 256}, "linear", False,
+    ),
+    "ffhq": (
+        (128, 128, 256, 256, 512, 512), 1, (4,), None,
+        {"sample_size": 256, "attention_head_dim": 64}, "linear", False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_known_without_their_settings(name: str):
+    widths, layers, attended, model_channels, fields, beta_schedule, new_order = PUBLISHED[name]
+    weights = guided_diffusion_weights(widths, layers, attended, model_channels=model_channels)
+    settings, assumed = complete_settings({}, layout_of(weights, SOURCE), SOURCE)
+    assert assumed == {}
+    config = guided_diffusion.unet_config(weights, SOURCE, {})
+    assert {field: getattr(config, field) for field in fields} == fields
+    assert settings["use_new_attention_order"] == new_order
+    assert guided_diffusion.scheduler_config(config, settings).beta_schedule == beta_schedule
+
+
+def test_settings_go_before_what_is_known_of_a_published_model():
+    weights = guided_diffusion_weights((256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5))
+    config = guided_diffusion.unet_config(weights, SOURCE, {"num_heads": 2, "image_size": 128})
+    assert (config.attention_head_dim, config.sample_size) == ((1, 1, 1, 256, 512, 512), 128)
+
+
+@pytest.mark.parametrize(("small", "variance_type"), [(True, "fixed_small"), (False, "fixed_large")])
+def test_fixed_variance_is_that_of_improved_diffusion_s_flag(small: bool, variance_type: str):
+    config = UNet2DConfig(out_channels=3)
+    scheduler = guided_diffusion.scheduler_config(config, TINY_SETTINGS | {"sigma_small": small})
+    assert scheduler.variance_type == variance_type
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attention_head_dim": (8,)},
+            "attention_head_dim has 1 entries, expected one number, or one for ",
+        ),
+        (
+            {"attention_head_dim": (8, 3)},
+            "attention_head_dim is (8, 3), expected a divisor of the 64 channels",
+        ),
+        (
+            {"attention_head_dim": (8, 8, 8, 3)},
+            "attention_head_dim is (8, 8, 8, 3), expected a divisor of ",
+        ),
+        ({"attention_head_dim": (8, None)}, "attention_head_dim is None, expected an integer"),
+        ({"time_proj_dim": 0}, "time_proj_dim is 0, expected an integer of at least 1"),
+        ({"time_proj_dim": 8, "time_embedding_type": "fourier"}, "time_proj_dim is 8, expected None for "),
+    ],
+)
+def test_heads_and_sinusoids_that_do_not_fit_are_refused(changes, message):
+    blocks = {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2}
+    options = {"block_out_channels": (32, 64), **blocks, **changes}
+    assert sentence_of(lambda: UNet2DConfig(**options)).startswith(message)
+
+
+def test_heads_of_each_block_and_sinusoids_come_back_from_the_file(random_unet, tmp_path: Path):
+    config = UNet2DConfig(
+        sample_size=4,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 4, 2, 1),
+        time_proj_dim=6,
+    )
+    module = random_unet(config)
+    save_unet2d(module, tmp_path)
+    loaded_module = load_unet2d(tmp_path)
+    assert loaded_module.config == config
+    assert_same_parameters(loaded_module, module, rtol=0)
+    assert loaded_module.mid_block.attentions[0].heads == 2
+    assert loaded_module.up_blocks[0].attentions[0].heads == 4
 
 
 # Converting
@@ -322,6 +527,20 @@ def test_converted_checkpoint_loads_as_the_checkpoint_itself(checkpoint: Path, t
     assert config.beta_schedule == "squaredcos_cap_v2"
     assert_same_parameters(module, expected_module, rtol=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.yml"]
+
+
+def test_conversion_takes_paths_of_any_kind(checkpoint: Path, tmp_path: Path):
+    class Elsewhere:
+        def __init__(self, path: Path):
+            self.path = path
+
+        def __fspath__(self) -> str:
+            return str(self.path)
+
+    for kind in (str, Elsewhere):
+        folder = tmp_path / kind.__name__
+        convert(kind(checkpoint), kind(folder), settings=kind(tmp_path / "tiny.yml"))
+        assert load_pretrained(kind(folder))[0].config.sample_size == 16
 
 
 @pytest.mark.parametrize(

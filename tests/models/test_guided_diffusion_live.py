@@ -22,12 +22,16 @@ from golden import record_guided_diffusion as reference  # noqa: E402
 from golden import replay  # noqa: E402
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps  # noqa: E402
 from guided_diffusion.script_util import create_gaussian_diffusion  # noqa: E402
+from guided_diffusion.unet import EncoderUNetModel  # noqa: E402
 
 import repaint_jax as rp  # noqa: E402
 from repaint_jax.models import guided_diffusion  # noqa: E402
 from repaint_jax.models.pretrained import convert, load_classifier, load_pretrained  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:.* does not tell all settings of the model"),  # not of the diffusion
+]
 
 TIMESTEPS = np.array(reference.TIMESTEPS)
 LABELS = np.array(reference.CLASS_LABELS)
@@ -73,6 +77,30 @@ def test_unet_file_and_the_folder_made_of_it_give_its_outputs(name: str, tmp_pat
     theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     output = diffusers_side.reference_unet(theirs, sample, TIMESTEPS, labels)
     assert replay.relative_difference(output, expected) < 2e-5
+
+
+@pytest.mark.parametrize("name", reference.FLAGS)
+def test_unet_of_any_heads_and_widths_gives_its_outputs_and_is_not_read_wrongly_by_diffusers(
+    name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    unet = diffusers_side.perturbed(reference.make_flagged_unet(reference.FLAGS[name][0]))
+    sample, timesteps = reference.random_sample(0), np.array(reference.flagged_timesteps(name))
+    expected = reference.reference_flagged_unet(name, unet, sample, timesteps)
+    torch.save(unet.state_dict(), tmp_path / "unet.pt")
+    (tmp_path / "settings.yml").write_text(yaml.safe_dump(reference.flagged_settings(name)))
+    convert(tmp_path / "unet.pt", tmp_path / "folder", settings=tmp_path / "settings.yml")
+    module, _ = load_pretrained(tmp_path / "folder")
+    output = replay.unet(module, sample, timesteps)
+    assert replay.relative_difference(output, expected) < 2e-5
+    config = module.config
+    if isinstance(config.attention_head_dim, tuple) or config.time_proj_dim is not None:
+        with pytest.raises((TypeError, RuntimeError, ValueError)):
+            diffusers.UNet2DModel.from_pretrained(tmp_path / "folder" / "unet")
+    else:
+        theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "folder" / "unet").eval()
+        output = diffusers_side.reference_unet(theirs, sample, timesteps, None)
+        assert replay.relative_difference(output, expected) < 2e-5
 
 
 def test_file_of_half_precision_weights_gives_the_outputs_of_those_weights(tmp_path: Path) -> None:
@@ -126,6 +154,31 @@ def test_classifier_file_and_the_folder_made_of_it_give_its_logits_and_their_gra
 
     convert(tmp_path / "classifier.pt", tmp_path / "folder")
     assert_same_parameters(load_classifier(tmp_path / "folder"), module)
+
+
+def test_classifier_with_a_narrow_first_level_gives_its_logits(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    classifier = diffusers_side.perturbed(
+        EncoderUNetModel(
+            image_size=8,
+            in_channels=3,
+            out_channels=reference.NUM_CLASSES,
+            model_channels=128,
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            channel_mult=(0.5, 1),
+            num_head_channels=64,
+            resblock_updown=True,
+            use_scale_shift_norm=True,
+            pool="attention",
+        ).eval()
+    )
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
+    module = load_classifier(tmp_path / "classifier.pt")
+    sample = reference.random_sample(4)
+    expected, _ = reference.reference_classifier(classifier, sample, TIMESTEPS, LABELS)
+    output, _ = replay.classifier(module, sample, TIMESTEPS, LABELS)
+    assert replay.relative_difference(output, expected) < 2e-5
 
 
 def test_noiseless_chain_ends_where_the_network_in_the_loop_of_diffusers_does(tmp_path: Path) -> None:

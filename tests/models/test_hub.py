@@ -83,6 +83,19 @@ def test_cache_without_weights_is_refused_offline(hub: Path, folder):
     assert sentence.endswith(f"unet/{WEIGHTS} does not exist")
 
 
+def test_downloads_go_to_the_folder_that_is_asked_for(hub: Path, folder, unet, tmp_path: Path):
+    cache = tmp_path / "elsewhere"
+    repository = cache / "models--owner--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMITS["main"])
+    shutil.copytree(folder, repository / "snapshots" / COMMITS["main"])
+    for kind in (str, Path):
+        assert_same_parameters(load_pretrained("owner/tiny", cache_dir=kind(cache))[0], unet, rtol=0)
+        assert load_unet2d("owner/tiny", "unet", cache_dir=kind(cache)).config == unet.config
+        rp.RePaintSchedulerConfig.from_pretrained("owner/tiny", "scheduler", cache_dir=kind(cache))
+    assert "owner/tiny is neither a folder" in sentence_of(lambda: load_pretrained("owner/tiny"))
+
+
 class HubServer(http.server.ThreadingHTTPServer):
     """What `snapshot_download` asks the hub for, answered from folders here."""
 
@@ -91,12 +104,14 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.repositories = repositories
         self.downloads: list[str] = []
         self.fails = False
+        self.tokens: set[str | None] = set()
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
     server: HubServer
 
     def do_GET(self) -> None:
+        self.server.tokens.add(self.headers.get("Authorization"))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         match = re.fullmatch(r"/(?:api/models/)?(\w+/\w+)/(revision|tree|resolve)/(\w+)/?(.*)", path)
         repository = self.server.repositories.get(match[1]) if match else None
@@ -185,6 +200,42 @@ def test_files_that_are_wanted_are_downloaded_once(server: HubServer, folder, un
     server.shutdown()
     server.server_close()
     assert_same_parameters(load_pretrained("owner/tiny")[0], unet, rtol=0)
+
+
+@pytest.mark.parametrize("subfolder", ["unet_ema", "checkpoint-500", "checkpoint-500/unet_ema"])
+def test_files_of_a_subfolder_alone_are_downloaded(server: HubServer, folder, tmp_path: Path, subfolder):
+    repository = tmp_path / "repository"
+    shutil.copytree(folder, repository)
+    for name in ("unet_ema", "checkpoint-500/unet", "checkpoint-500/unet_ema", "checkpoint-600/unet"):
+        shutil.copytree(folder / "unet", repository / name)
+    server.repositories["owner/tiny"] = repository
+    load_pretrained("owner/tiny", subfolder=subfolder)
+    inner = "checkpoint-500/unet" if subfolder == "checkpoint-500" else subfolder
+    assert sorted(server.downloads) == sorted(
+        ["model_index.json", SCHEDULER, f"{inner}/config.json", f"{inner}/{WEIGHTS}"]
+    )
+
+
+def test_token_is_sent_with_every_request(server: HubServer, folder):
+    server.repositories["owner/tiny"] = folder
+    load_pretrained("owner/tiny", token="hf_secret")
+    assert server.tokens == {"Bearer hf_secret"}
+    server.tokens.clear()
+    load_unet2d("owner/tiny", "unet", token="hf_other")
+    rp.RePaintSchedulerConfig.from_pretrained("owner/tiny", "scheduler", token="hf_other")
+    assert server.tokens == {"Bearer hf_other"}
+
+
+def test_variant_alone_is_downloaded_or_asked_for(server: HubServer, folder, unet):
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / WEIGHTS.replace(".", ".fp16."))
+    server.repositories["owner/tiny"] = folder
+    sentence = sentence_of(lambda: load_pretrained("owner/tiny"))
+    assert sentence == f"owner/tiny has no {WEIGHTS}; there are weights of variant='fp16'"
+    assert not any(name.endswith("safetensors") for name in server.downloads)
+    assert_same_parameters(load_pretrained("owner/tiny", variant="fp16")[0], unet, rtol=0)
+    assert sentence_of(lambda: load_unet2d("owner/tiny", "unet", variant="bf16")).startswith(
+        f"owner/tiny has no {WEIGHTS.replace('.', '.bf16.')}; there are weights of variant='fp16'"
+    )
 
 
 def test_repository_with_torch_s_files_alone_asks_for_torch(server: HubServer, folder, monkeypatch):

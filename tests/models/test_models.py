@@ -58,13 +58,14 @@ class Scale(nnx.Module):
         self.factor = nnx.Param(jnp.array(2.0))
 
     def __call__(self, sample, timestep):
-        return sample * self.factor[...] + timestep
+        return sample * self.factor[...] + jnp.asarray(timestep, sample.dtype)
 
 
 class LinenScale(linen.Module):
     @linen.compact
     def __call__(self, sample, timestep):
-        return sample * self.param("factor", linen.initializers.constant(2.0), ()) + timestep
+        factor = self.param("factor", linen.initializers.constant(2.0), ())
+        return sample * factor + jnp.asarray(timestep, sample.dtype)
 
 
 def test_linen_model_fn_takes_all_variables_or_the_params_alone():

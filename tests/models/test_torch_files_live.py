@@ -1,5 +1,6 @@
 """Torch's own files, written by torch: `pip install torch`, then `-m torch`."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -105,6 +106,75 @@ def test_official_checkpoint_loads_and_converts(tmp_path: Path, zipped: bool) ->
     np.testing.assert_array_equal(module.conv_in.bias[...], weights["input_blocks.0.0.bias"])
 
 
+def test_folder_of_averaged_weights_that_diffusers_saved_loads(unet, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    save_unet2d(unet, tmp_path / "unet")
+    theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet")
+    averaged = training_utils.EMAModel(
+        theirs.parameters(), model_cls=diffusers.UNet2DModel, model_config=theirs.config
+    )
+    averaged.save_pretrained(tmp_path / "unet_ema")
+    assert "inv_gamma" in (tmp_path / "unet_ema" / "config.json").read_text()
+    loaded = load_unet2d(tmp_path, "unet_ema")
+    assert loaded.config == unet.config
+    for one, other in zip(parameters(loaded), parameters(unet), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Wrappers
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda own, other: own, None),
+        (lambda own, other: {"state_dict": own, "epoch": 3, "optimizer_states": [{"state": {}}]}, None),
+        (
+            lambda own, other: {
+                "model": other,
+                "ema": own,
+                "opt": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []},
+                "args": argparse.Namespace(lr=0.1),
+                "rng": torch.zeros(9, dtype=torch.uint8),
+            },
+            "has weights under 'model', 'ema': 'ema' was taken",
+        ),
+    ],
+    ids=["alone", "Lightning's", "with averaged weights"],
+)
+def test_wrapped_checkpoint_loads_as_its_weights(wrap, message, prefix: str, tmp_path: Path) -> None:
+    weights = as_torch(
+        {
+            name: np.full(tensor.shape, 0.5, np.float32)
+            for name, tensor in guided_diffusion_weights(**ONE_LEVEL).items()
+        }
+    )
+    own = {prefix + name: tensor for name, tensor in weights.items()}
+    other = {name: tensor + 1 for name, tensor in own.items()}
+    path = tmp_path / "last.ckpt"
+    save(wrap(own, other), path)
+    expecting = contextlib.nullcontext() if message is None else pytest.warns(UserWarning, match=message)
+    with expecting:
+        module, _ = guided_diffusion.load_unet(path, TINY_SETTINGS)
+    assert all((leaf == 0.5).all() for leaf in parameters(module))
+
+
+def test_checkpoint_of_any_usual_suffix_is_read(tmp_path: Path) -> None:
+    for name in ("tiny.pt", "tiny.pth", "epoch=3.ckpt"):
+        save({"state_dict": as_torch(guided_diffusion_weights((192, 384, 576, 768)))}, tmp_path / name)
+        with pytest.warns(UserWarning, match=f"{re.escape(name)} does not tell all settings of the model"):
+            module, _ = load_pretrained(tmp_path / name, dtype="float16")
+        assert module.config.sample_size == 64
+
+
+def test_what_a_file_holds_beside_weights_is_named(tmp_path: Path) -> None:
+    save({"model": TENSORS, "config": random.Random(0)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"holds something else than weights \(\w+: random\.Random\)"):
+        TorchFile(tmp_path / "a.pt")
+
+
 # Refusals
 
 
@@ -182,7 +252,12 @@ DAMAGED = " is damaged, or holds something else than weights"
         (saved(None), " holds a NoneType, expected a dict of named tensors"),
         (saved("text"), " holds a str, expected a dict of named tensors"),
         (saved({"a": 5}), ": 'a' is a int, expected named tensors alone"),
-        (saved({"state_dict": TENSORS}), ": 'state_dict' is a dict, expected named tensors alone"),
+        (saved({"state_dict": TENSORS}), " lacks the tensor "),
+        (
+            saved({"a": TENSORS, "b": TENSORS}),
+            " has weights under 'a', 'b', expected one of them in a file",
+        ),
+        (saved(TENSORS | {"c": TENSORS}), ": 'c' is a dict, expected named tensors alone; the file has "),
         (saved({1: torch.zeros(2)}), ": 1 is a Tensor, expected named tensors alone"),
         (saved({"a": torch.zeros(2).to(torch.float8_e4m3fn)}), " has no readable tensor a: "),
         (saved({"a": torch.zeros(2).to_sparse()}), " has no readable tensor a: "),

@@ -5,10 +5,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw
 
 from repaint_jax import masks
-from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.models.pretrained import bundled_folder
+from repaint_jax.pictures.drawn_masks import painted, read_mask, transparent
+from repaint_jax.pictures.images import open_image
 
 KEY = jax.random.key(0)
 SIZE = (6, 4)  # width, height
@@ -98,3 +100,102 @@ def test_what_is_no_mask_is_refused(picture, tmp_path: Path, monkeypatch, words:
 def test_names_that_are_unknown_are_refused():
     with pytest.raises(ValueError, match="mask name is 'halves', expected one of half, expand"):
         masks.by_name("halves", 4, 6, KEY)
+
+
+# Copies that were painted over and saved with losses
+
+
+BOX = (40, 60, 119, 99)  # left, top, right, bottom, all inside
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A picture of 192 x 160 with smooth parts, edges and texture, in colour."""
+    rows, columns = np.mgrid[:160, :192]
+    waves = np.stack([np.sin(rows / 9), np.sin(columns / 13), np.sin((rows + columns) / 17)], axis=-1)
+    texture = np.random.default_rng(0).normal(0, 6, (160, 192, 1))
+    picture = Image.fromarray(np.clip(128 + 60 * waves + texture, 0, 255).astype(np.uint8))
+    ImageDraw.Draw(picture).ellipse((90, 30, 170, 120), "white", "black", 3)
+    return picture
+
+
+def painted_copy(photo: Image.Image) -> Image.Image:
+    copy = photo.copy()
+    ImageDraw.Draw(copy).rectangle(BOX, "magenta")
+    return copy
+
+
+def in_box(photo: Image.Image) -> np.ndarray:
+    inside = np.zeros((photo.height, photo.width), bool)
+    inside[BOX[1] : BOX[3] + 1, BOX[0] : BOX[2] + 1] = True
+    return inside
+
+
+def test_paint_on_a_copy_that_is_off_by_one_is_found_exactly(photo):
+    copy = np.asarray(painted_copy(photo)).astype(int)
+    copy += np.random.default_rng(1).integers(-1, 2, copy.shape)
+    mask = painted(photo, Image.fromarray(np.clip(copy, 0, 255).astype(np.uint8)))
+    np.testing.assert_array_equal(np.asarray(mask) == 0, in_box(photo))
+
+
+@pytest.mark.parametrize("options", [{"quality": quality} for quality in (75, 85, 95)])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_paint_on_a_compressed_copy_is_found_whole_with_a_few_pixels_around_it(
+    photo, tmp_path, suffix, options
+):
+    painted_copy(photo).save(tmp_path / f"copy{suffix}", **options)
+    hole = np.asarray(painted(photo, open_image(tmp_path / f"copy{suffix}"))) == 0
+    inside = in_box(photo)
+    assert hole[inside].all()
+    rows, columns = np.nonzero(hole)
+    assert (rows.min(), rows.max()) >= (BOX[1] - 4, 0) and rows.max() <= BOX[3] + 4
+    assert columns.min() >= BOX[0] - 4 and columns.max() <= BOX[2] + 4
+
+
+@pytest.mark.parametrize("name", ["emoji", "fashion_mnist"])
+@pytest.mark.parametrize("quality", [75, 85, 95])
+def test_a_compressed_copy_without_paint_is_no_mask(tmp_path, name: str, quality: int):
+    for path in sorted((bundled_folder(name) / "images").glob("*.png")):
+        picture = Image.alpha_composite(Image.new("RGBA", (256, 256), "white"), large(path)).convert("RGB")
+        picture.save(tmp_path / "copy.jpg", quality=quality)
+        with pytest.raises(ValueError, match="the painted picture is the picture itself"):
+            painted(picture, Image.open(tmp_path / "copy.jpg"))
+
+
+def large(path: Path) -> Image.Image:
+    return Image.open(path).convert("RGBA").resize((256, 256), Image.Resampling.BICUBIC)
+
+
+def test_grey_paint_on_a_copy_without_losses_is_found_exactly():
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (64, 1)))
+    copy = ramp.copy()
+    copy.paste(128, (0, 20, 256, 40))  # column 128 has this colour already, and many a similar one
+    hole = np.asarray(painted(ramp, copy)) == 0
+    np.testing.assert_array_equal(hole, np.asarray(copy) != np.asarray(ramp))
+
+
+def test_another_picture_is_no_copy(photo):
+    with pytest.raises(
+        ValueError, match=r"differs from the picture in \d+% of its pixels, expected a copy"
+    ):
+        painted(photo, Image.new("RGB", photo.size, "red"))
+
+
+def test_a_copy_that_differs_slightly_everywhere_is_the_picture_itself(photo):
+    with pytest.raises(
+        ValueError, match="the painted picture is the picture itself, expected one that was"
+    ):
+        painted(photo, photo.point(lambda value: value ^ 1))
+
+
+def test_a_picture_on_its_side_and_its_upright_copy_fit(photo):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    on_its_side = photo.rotate(90, expand=True)
+    on_its_side.info["exif"] = exif.tobytes()
+    mask = painted(on_its_side, painted_copy(photo))
+    np.testing.assert_array_equal(np.asarray(mask) == 0, in_box(photo))
+    assert read_mask("half", on_its_side, KEY).size == photo.size
+    on_its_side.putalpha(9)
+    on_its_side.info["exif"] = exif.tobytes()
+    assert transparent(on_its_side).size == photo.size

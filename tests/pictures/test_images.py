@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from PIL import ExifTags, Image
 from repaint_jax.pictures.images import (
     array_to_pil,
     array_to_uint8,
-    colour_profile,
     image_to_array,
     mask_to_array,
     open_image,
@@ -279,9 +279,93 @@ def test_masks_with_transparent_pixels_are_refused():
         resize_together([erased], [erased], (2, 3, 1))
 
 
-def test_colour_profiles_stay_with_results_of_the_same_kind():
-    profile = b"a profile"
-    colour, grey = Image.new("RGB", (1, 1)), Image.new("L", (1, 1))
-    colour.info["icc_profile"] = grey.info["icc_profile"] = profile
-    assert colour_profile(colour, (1, 1, 3)) == colour_profile(grey, (1, 1, 1)) == profile
-    assert colour_profile(colour, (1, 1, 1)) is colour_profile(grey, (1, 1, 3)) is None
+def test_16_bit_files_that_pillow_reduces_are_refused(tmp_path: Path):
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
+    (tmp_path / "plain.ppm").write_bytes(b"P3 1 1 1023\n0 512 1023\n")
+    (tmp_path / "ten.ppm").write_bytes(b"P6 2 1 1023\n" + bytes(12))
+    head = struct.pack(">hBBHHHH", 474, 0, 2, 3, 2, 2, 3)
+    (tmp_path / "deep.sgi").write_bytes(head.ljust(512, b"\0") + bytes(2 * 2 * 2 * 3))
+    for suffix, patches in (
+        # the depth of the first component; high_bitdepth in av1C, and the depths in pixi
+        (".jp2", {b"\xff\x4f\xff\x51": {42: 15}}),
+        (".avif", {b"av1C": {6: 0x40}, b"pixi": {9: 10, 10: 10, 11: 10}}),
+    ):
+        if suffix in Image.registered_extensions():
+            Image.new("RGB", (16, 16)).save(tmp_path / f"deep{suffix}")
+            content = bytearray((tmp_path / f"deep{suffix}").read_bytes())
+            for marker, values in patches.items():
+                for offset, value in values.items():
+                    content[content.index(marker) + offset] = value
+            (tmp_path / f"deep{suffix}").write_bytes(content)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=rf"{path.name} has more than 8 bits per channel, expected 8"):
+            open_image(path)
+
+
+def test_8_bit_files_of_these_formats_are_read(tmp_path: Path):
+    for suffix in {".ppm", ".sgi", ".jp2", ".avif"} & set(Image.registered_extensions()):
+        Image.new("RGB", (16, 16), "white").save(tmp_path / f"a{suffix}")
+        assert np.asarray(open_image(tmp_path / f"a{suffix}")).min() > 250
+    (tmp_path / "plain.ppm").write_bytes(b"P3 1 1 15\n0 7 15\n")
+    assert open_image(tmp_path / "plain.ppm").getpixel((0, 0)) == (0, 119, 255)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_the_first_frame_of_an_animation_is_taken_with_a_word_and_the_file_is_closed(tmp_path, suffix):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "white")]
+    path = tmp_path / f"moving{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        with pytest.warns(UserWarning, match=rf"moving\{suffix} has 3 frames or pages, of which the first"):
+            image = open_image(path)
+    assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_second_view_of_a_phone_s_picture_is_passed_over_in_silence(tmp_path: Path):
+    path = tmp_path / "phone.jpg"
+    Image.new("RGB", (8, 8)).save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(path).size == (8, 8)
+
+
+def test_damaged_exif_data_are_passed_over(tmp_path: Path):
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.png", exif=b"Exif\0\0garbage")
+    assert open_image(tmp_path / "a.png").size == (4, 2)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"a\.png is a pointer of Git LFS"):
+        open_image(tmp_path / "a.png")
+
+
+# What may stand under the hole, and ranges
+
+
+def test_anything_may_stand_under_the_hole():
+    image, mask = shaped([0.5, np.nan, np.inf, -np.inf, 7, 1e300], np.float64), shaped([1])
+    np.testing.assert_array_equal(image_to_array(image, GREY, mask=mask), shaped([0.5]))
+    with pytest.raises(
+        ValueError, match=re.escape("image has values that are not in [-1, 1]: nan in row 0")
+    ):
+        image_to_array(image, GREY, mask=shaped([1, 1]))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-0.5, 0.5), (0.0, np.float32(1))])
+def test_floating_arrays_may_have_another_range(low, high):
+    values = np.linspace(low, high, 6).reshape(GREY)
+    for dtype in (np.float32, np.float64):
+        array = image_to_array(values.astype(dtype), GREY, input_range=(low, high))
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, np.linspace(-1, 1, 6).reshape(GREY), atol=1e-6)
+        assert (array.min(), array.max()) == (-1, 1)
+    with pytest.raises(ValueError, match=r"image has values that are not in \[.*\]: .* in row 1, column 2"):
+        image_to_array(shaped([0, 0, 0, 0, 0, 300]), GREY, input_range=(low, high))
+
+
+@pytest.mark.parametrize("input_range", [(1, 0), (0, 0), (0, 1, 2), (0, np.inf), (np.nan, 1), None, "01"])
+def test_what_is_no_range_is_refused(input_range):
+    with pytest.raises((TypeError, ValueError), match=r"input_range is .*, expected"):
+        image_to_array(shaped([0]), GREY, input_range=input_range)

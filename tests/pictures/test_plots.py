@@ -14,6 +14,6 @@ def test_models_of_every_kind_of_picture_are_shown_with_their_holes(channels: in
     shown = show_hole(image, mask)
     assert shown.shape == (8, 8, 3) and tuple(shown[2, 3]) == HOLE_COLOUR
     shown[2, 3] = shown[0, 0]
-    assert (shown == 128).all()
+    assert (shown == (128 if channels in (1, 3) else 191)).all(), "half transparent on white"
     grid = inpainting_grid(image[None], mask[None], image[None, None].repeat(2, 1), ["a row"])
     assert grid.mode == "RGB" and grid.width > 4 * 96

@@ -5,11 +5,11 @@ import logging
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import repaint_jax as rp
 from repaint_jax import training
-from repaint_jax.sampling import noise
+from repaint_jax.sampling import noise_levels
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -86,7 +86,7 @@ def test_the_pipeline_uses_all_devices_and_gives_what_one_gives(
     *_, watched = pipe.watch(*arrays, key=keys, **options)
     np.testing.assert_allclose(watched.images, result.images, atol=1e-5)
     one = jax.local_devices()[:1]
-    monkeypatch.setattr(rp.RePaintPipeline, "_devices", lambda self: one)
+    monkeypatch.setattr("repaint_jax.pipeline_chain.free_devices", lambda params: one)
     single = pipe(*arrays, key=keys, preview_calls=(3,), **options)
     np.testing.assert_allclose(result.images, single.images, atol=1e-5)
     np.testing.assert_allclose(result.previews, single.previews, atol=1e-5)
@@ -126,6 +126,7 @@ def test_a_model_lies_on_one_device_and_a_single_result_is_made_there(pipe, batc
 
 def test_watching_compiles_a_call_once(pipe, batch, caplog):
     images, masks, keys = batch
+    jax.clear_caches()  # of equal functions in other tests
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         list(pipe.watch(images, masks, num_model_calls=8, key=keys, output_type="jax"))
     compiled = [record for record in caplog.records if "Finished XLA compilation" in record.message]
@@ -134,7 +135,7 @@ def test_watching_compiles_a_call_once(pipe, batch, caplog):
 
 def test_training_on_all_devices_is_training_on_one(pipe, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 1), dtype=np.uint8)
-    abar = noise.alphas_cumprod(rp.RePaintSchedulerConfig().betas)
+    abar = noise_levels.alphas_cumprod(rp.RePaintSchedulerConfig().betas)
     config = training.TrainingConfig(num_steps=3, batch_size=16, warmup_steps=1, learning_rate=0.01)
     state = training.train(config, pipe.model_fn, pipe.params, images, abar, tmp_path / "all")
     assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
@@ -152,3 +153,105 @@ def test_a_training_batch_that_cannot_be_divided_is_refused(pipe, tmp_path):
     config = training.TrainingConfig(batch_size=12)
     with pytest.raises(ValueError, match="batch_size is 12, expected a multiple of the 8 devices"):
         training.train(config, pipe.model_fn, pipe.params, images, np.array([0.9, 0.5]), tmp_path)
+
+
+# Inside shard_map, on explicit meshes, and while another mesh is set
+
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+@pytest.fixture(params=KINDS)
+def mesh(request) -> Mesh:
+    return jax.make_mesh((8,), ("data",), axis_types=(KINDS[request.param],))
+
+
+def on(mesh: Mesh, tree, *axes: str):
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+SHARDED, WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+def scaled(params, sample, timestep):
+    return params * sample
+
+
+@pytest.mark.parametrize("previews", [None, (0, 3)])
+def test_inside_shard_map_the_chain_gives_what_it_gives_outside(mesh, batch, state, previews):
+    def chain(images, masks, keys):
+        made = rp.inpaint(state, scaled, np.float32(0.5), images, masks, keys, preview_calls=previews)
+        return made if previews is None else made[0]
+
+    expected = chain(*batch)
+    sharded = jax.shard_map(chain, mesh=mesh, in_specs=SHARDED, out_specs=SHARDED)
+    np.testing.assert_allclose(sharded(*on(mesh, batch, "data")), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sharded", [("params",), ("masks", "keys"), ("images", "keys"), ("images", "masks")]
+)
+def test_inside_shard_map_some_arguments_may_be_replicated(mesh, batch, state, sharded):
+    images, masks, keys = batch
+    scales = np.linspace(0.1, 0.8, 16, dtype=np.float32).reshape(16, 1, 1, 1)
+    arrays = {"params": scales, "images": images, "masks": masks, "keys": keys}
+    # A replicated argument is that of the first device's two images; a replicated key is a single one.
+    whole = {"params": scales[:2], "images": images[:2], "masks": masks[:2], "keys": keys[0]}
+
+    def chain(given):
+        of = {**whole, **given}
+        return rp.inpaint(state, scaled, of["params"], of["images"], of["masks"], of["keys"])
+
+    parts = [{name: arrays[name][i : i + 2] for name in sharded} for i in range(0, 16, 2)]
+    expected = np.concatenate([chain(part) for part in parts])
+    run = jax.shard_map(chain, mesh=mesh, in_specs=SHARDED, out_specs=SHARDED)
+    made = run(on(mesh, {name: arrays[name] for name in sharded}, "data"))
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_a_network_and_a_chain_run_on_an_explicit_mesh(mesh, batch, state, random_unet):
+    config = rp.models.UNet2DConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    model_fn, params = rp.nnx_model_fn(random_unet(config))
+    expected = rp.inpaint(state, model_fn, params, *batch)
+    arguments = on(mesh, params), *on(mesh, batch, "data")
+    np.testing.assert_allclose(rp.inpaint(state, model_fn, *arguments), expected, atol=1e-4)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(rp.inpaint(state, model_fn, *arguments), expected, atol=1e-4)
+
+
+def test_a_mesh_that_is_set_is_the_one_that_batches_are_divided_over(mesh, pipe, batch, state):
+    expected = rp.inpaint(state, pipe.model_fn, pipe.params, *batch)
+    with jax.set_mesh(mesh):
+        arguments = rp.replicate(pipe.params), *rp.shard_batch(batch)
+        assert arguments[1].sharding.spec == PartitionSpec(("data",))
+        np.testing.assert_allclose(rp.inpaint(state, pipe.model_fn, *arguments), expected, atol=1e-5)
+
+
+def test_a_mesh_that_is_set_does_not_disturb_the_pipeline(mesh, pipe, batch):
+    images, masks, keys = (part[:5] for part in batch)
+    options = {"num_model_calls": 8, "output_type": "np", "key": keys}
+    expected = pipe(images, masks, **options).images
+    prepared = pipe.set_timesteps(num_model_calls=8)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(pipe(images, masks, **options).images, expected, atol=1e-5)
+        del options["num_model_calls"]
+        made = pipe(images, masks, **options, state=prepared)
+        np.testing.assert_allclose(made.images, expected, atol=1e-5)
+        *_, watched = pipe.watch(images, masks, **options, state=prepared)
+        np.testing.assert_allclose(watched.images, expected, atol=1e-5)
+
+
+def test_the_pipeline_computes_on_the_default_device(pipe, batch):
+    images, masks, keys = (part[:3] for part in batch)
+    second = jax.local_devices()[1]
+    with jax.default_device(second):
+        made = pipe(images, masks, num_model_calls=8, key=keys, output_type="jax").images
+    assert made.devices() == {second}

@@ -11,6 +11,8 @@ import pytest
 
 from repaint_jax import RePaintSchedulerConfig
 
+SCHEDULERS = json.loads((Path(__file__).parents[1] / "golden" / "schedulers.json").read_text())
+
 DIFFUSERS_DEFAULTS = {  # of RePaintScheduler, in its order
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -203,6 +205,91 @@ def test_files_of_other_schedulers_load(file: dict, expected: dict, tmp_path: Pa
     (tmp_path / "scheduler_config.json").write_text(json.dumps(file))
     config = RePaintSchedulerConfig.from_pretrained(tmp_path)
     assert differences_from_default(config) == expected
+
+
+CLASSES = [name for name in SCHEDULERS if name != "recorded_with"]
+CONSISTENCY = "which do not predict noise"
+REFUSED_WITH_BETAS = {
+    "LCMScheduler": CONSISTENCY,
+    "TCDScheduler": CONSISTENCY,
+    "CogVideoXDDIMScheduler": "its networks are of videos",
+    "CogVideoXDPMScheduler": "its networks are of videos",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_default_config_of_each_scheduler_of_diffusers_has_its_noise_levels_or_is_refused_by_name(
+    name: str,
+):
+    file, levels = SCHEDULERS[name]["config"], SCHEDULERS[name]["alphas_cumprod"]
+    reason = REFUSED_WITH_BETAS.get(name, "expected a scheduler with betas" if levels is None else None)
+    if reason is not None:
+        with pytest.raises(ValueError, match=f"the scheduler's config is of a {name}, .*{reason}") as error:
+            RePaintSchedulerConfig.from_dict(file)
+        assert len(str(error.value).splitlines()) == 1
+        return
+    config = RePaintSchedulerConfig.from_dict(file)
+    alphas_cumprod = np.cumprod(1 - config.betas)
+    for timestep, expected in levels.items():
+        np.testing.assert_allclose(alphas_cumprod[int(timestep)], expected, rtol=5e-5, err_msg=timestep)
+    assert config.prediction_type == file.get("prediction_type", "epsilon")
+    assert config.num_train_timesteps == file["num_train_timesteps"]
+
+
+def test_most_schedulers_of_diffusers_with_betas_load():
+    with_betas = {name for name in CLASSES if SCHEDULERS[name]["alphas_cumprod"] is not None}
+    assert len(CLASSES) > 40 and len(with_betas - set(REFUSED_WITH_BETAS)) == 21
+
+
+@pytest.mark.parametrize("name", [*DIFFUSERS_DEFAULTS, *OUR_DEFAULTS])
+def test_null_in_a_file_means_the_default(name: str, tmp_path: Path):
+    for file in (DDPM_FILE, DDIM_FILE | {"_class_name": "DPMSolverMultistepScheduler"}):
+        without = {key: value for key, value in file.items() if key != name}
+        if name == "beta_schedule" and file is not DDPM_FILE:
+            continue  # such a file is known by it
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(file | {name: None}))
+        loaded = RePaintSchedulerConfig.from_pretrained(tmp_path)
+        assert loaded == RePaintSchedulerConfig.from_dict(without)
+        assert getattr(loaded, name) == getattr(RePaintSchedulerConfig(), name)
+
+
+def test_null_does_not_switch_on_what_is_refused():
+    nulls = dict.fromkeys(("rescale_betas_zero_snr", "thresholding", "use_flow_sigmas", "snr_shift_scale"))
+    assert RePaintSchedulerConfig.from_dict(DDPM_FILE | nulls) == RePaintSchedulerConfig.from_dict(
+        DDPM_FILE
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("use_flow_sigmas", True, "false"),
+        ("timestep_type", "continuous", "'discrete'"),
+        ("snr_shift_scale", 3.0, "1"),
+    ],
+)
+def test_options_that_move_the_noise_levels_are_refused(name: str, value, expected: str):
+    message = re.escape(f"{name} is {value!r}, expected {expected}: it is not supported")
+    with pytest.raises(ValueError, match=message):
+        RePaintSchedulerConfig.from_dict(DDIM_FILE | {name: value})
+
+
+class Elsewhere:
+    """A path that is no `pathlib.Path`, as of py.path or of an upload."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Elsewhere])
+def test_paths_of_any_kind_are_taken(kind, tmp_path: Path):
+    config = RePaintSchedulerConfig(num_train_timesteps=7)
+    config.save_pretrained(kind(tmp_path / "a" / "scheduler"))
+    assert RePaintSchedulerConfig.from_pretrained(kind(tmp_path / "a" / "scheduler")) == config
+    assert RePaintSchedulerConfig.from_pretrained(kind(tmp_path), kind(Path("a/scheduler"))) == config
 
 
 @pytest.mark.parametrize("name", ["rescale_betas_zero_snr", "thresholding"])

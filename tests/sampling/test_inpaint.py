@@ -3,7 +3,9 @@
 Its distribution is in test_distribution, its agreement with diffusers in test_golden.
 """
 
+import gc
 import re
+import weakref
 from collections import Counter
 from functools import partial
 
@@ -48,6 +50,12 @@ def counting(model):
 
 def state_of(*schedule, **config) -> rp.RePaintSchedulerState:
     return rp.set_timesteps(rp.create_state(rp.RePaintSchedulerConfig(**config)), *(schedule or (4, 2, 2)))
+
+
+STRETCHED = {
+    "resampling": rp.set_timesteps(rp.create_state(), 5, jump_length=2, jump_n_sample=3),
+    "budget": rp.set_timesteps_for_budget(rp.create_state(), 12),
+}
 
 
 def uniform(shape: tuple[int, ...]) -> np.ndarray:
@@ -427,6 +435,57 @@ def test_progress_is_told_each_model_call_once(state, image, mask):
     np.testing.assert_allclose(result, rp.inpaint(state, model_fn, PARAMS, image, mask, KEY), atol=1e-6)
 
 
+def test_a_new_progress_function_for_each_call_compiles_nothing_and_is_let_go_of(state, image, mask):
+    counted, runs = counting(model_fn)
+
+    class Bar:
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, done):
+            self.calls.append(done)
+
+    gone = []
+    for _ in range(3):
+        bar = Bar()
+        rp.inpaint(state, counted, PARAMS, image, mask, KEY, progress=bar)
+        assert sorted(bar.calls) == list(range(1, NUM_MODEL_CALLS + 1))  # told before the call returned
+        gone.append(weakref.ref(bar))
+    del bar
+    gc.collect()
+    assert len(runs) == 1
+    assert [ref() for ref in gone] == [None] * 3
+
+
+def test_progress_of_a_jitted_chain_is_told_in_each_of_its_runs(state, image, mask):
+    calls = []
+    chain = jax.jit(
+        lambda image: rp.inpaint(state, model_fn, PARAMS, image, mask, KEY, progress=calls.append)
+    )
+    for _ in range(2):
+        chain(image)
+        jax.effects_barrier()
+    assert sorted(calls) == sorted(2 * list(range(1, NUM_MODEL_CALLS + 1)))
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_an_error_in_progress_reaches_the_caller_as_it_is(state, image, mask, error):
+    calls = []
+
+    def stop(done):
+        calls.append(done)
+        raise error
+
+    arguments = state, model_fn, PARAMS, image, mask, KEY
+    with pytest.raises(type(error)) as raised:
+        rp.inpaint(*arguments, progress=stop)
+    assert raised.value is error
+    assert calls == [1]
+    counted = []
+    rp.inpaint(*arguments, progress=counted.append)
+    assert sorted(counted) == list(range(1, NUM_MODEL_CALLS + 1))
+
+
 def test_chain_starts_from_the_initial_sample(image, mask):
     def identity(params, sample, timestep):
         return sample
@@ -439,11 +498,65 @@ def test_chain_starts_from_the_initial_sample(image, mask):
     np.testing.assert_allclose(ratio, np.full_like(ratio, ratio[0, 0, 0]), rtol=1e-4)
 
 
+# What is under the hole
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_values_under_the_hole_do_not_matter(kind, value, image, mask):
+    state = STRETCHED[kind]
+    gap = np.where(mask == 1, image, np.float32(value))
+    expected = rp.inpaint(state, model_fn, PARAMS, image, mask, KEY)
+    np.testing.assert_array_equal(rp.inpaint(state, model_fn, PARAMS, gap, mask, KEY), expected)
+    gradient = jax.grad(lambda image: rp.inpaint(state, model_fn, PARAMS, image, mask, KEY).sum())(gap)
+    assert np.isfinite(gradient).all()
+    assert not gradient[mask[..., 0] == 0].any()
+
+
+def test_values_under_the_hole_do_not_matter_in_steps_by_hand(state, image, mask):
+    gap = np.where(mask == 1, image, np.float32(np.nan))
+    expected = rp.step(state, image, 500, image, image, mask, KEY)
+    jax.tree.map(np.testing.assert_array_equal, rp.step(state, image, 500, image, gap, mask, KEY), expected)
+    budget = STRETCHED["budget"]
+    expected = rp.budget_step(budget, image, 3, image, image, image, mask, KEY)
+    made = rp.budget_step(budget, image, 3, image, image, gap, mask, KEY)
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
+
+
+# JAX's own checks
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: jax.debug_nans(True),
+        lambda: jax.check_tracer_leaks(True),
+        lambda: jax.transfer_guard("disallow"),
+    ],
+    ids=["debug_nans", "check_tracer_leaks", "transfer_guard"],
+)
+def test_a_chain_passes_the_checks_of_jax(kind, check, image, mask):
+    state = STRETCHED[kind]
+    arguments = jax.device_put((PARAMS, image, mask, KEY))
+    with check():
+        made = rp.inpaint(state, lambda *arguments: model_fn(*arguments), *arguments)
+    np.testing.assert_allclose(made, rp.inpaint(state, model_fn, *arguments), atol=1e-6)
+
+
 # Refusals
 
 
 def chain(state, image, mask, key=KEY, model=model_fn, **options):
     return rp.inpaint(state, model, PARAMS, image, mask, key, **options)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble"])
+def test_arrays_of_another_byte_order_or_precision_are_refused_in_a_sentence(state, image, mask, dtype):
+    for arguments in ((image.astype(dtype), mask), (image, mask.astype(dtype))):
+        with pytest.raises(TypeError, match=r"(original_image|mask) has dtype .*, expected") as error:
+            chain(state, *arguments)
+        assert len(str(error.value)) < 200
 
 
 def test_state_without_a_schedule_is_refused(image, mask):
@@ -540,12 +653,6 @@ def test_values_on_the_device_raise_nothing(state, image, mask):
 
 
 # In stretches
-
-
-STRETCHED = {
-    "resampling": rp.set_timesteps(rp.create_state(), 5, jump_length=2, jump_n_sample=3),
-    "budget": rp.set_timesteps_for_budget(rp.create_state(), 12),
-}
 
 
 @pytest.mark.parametrize("kind", STRETCHED)

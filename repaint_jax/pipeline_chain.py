@@ -1,0 +1,146 @@
+"""The chain of a call of the pipeline: its schedule, its rows on the devices, and its results."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax.pictures.batches import Batch, Look, as_output
+from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
+from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
+from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, inpaint, start_chain
+from repaint_jax.sampling.keys import sample_keys
+from repaint_jax.sampling.repaint_schedule import set_timesteps
+from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state
+
+_DIFFUSERS_SCHEDULE = {"num_inference_steps": 250, "eta": 0.0, "jump_length": 10, "jump_n_sample": 10}
+
+
+class ImagePipelineOutput(NamedTuple):
+    """The output of a pipeline, with the field names of diffusers."""
+
+    images: Any  # a list of PIL images, or an array [B * num_samples, H, W, C]
+    previews: Any = None  # with preview_calls: such a list per call, or [calls, B * num_samples, H, W, C]
+
+
+class WatchedPictures(NamedTuple):
+    """The predicted pictures after a model call; after the last call, the results."""
+
+    calls_done: int  # model calls made so far
+    num_model_calls: int  # model calls of the whole chain
+    images: Any  # as in ImagePipelineOutput
+
+
+class Chain(NamedTuple):
+    """The inputs of a chain.
+
+    Rows beyond num_results are copies of the last one, so that every device has the same number of rows.
+    """
+
+    # the arguments of `inpaint`: state, model_fn, params, images, masks, keys
+    arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
+    num_results: int
+    devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
+    looks: Sequence[Look]  # of the images, each of which has as many results
+
+
+def choose_timesteps(
+    state: RePaintSchedulerState, num_model_calls: int | None, **resampling: float | None
+) -> RePaintSchedulerState:
+    """Return the state with a schedule, see `RePaintPipeline.set_timesteps`."""
+    given = {name: value for name, value in resampling.items() if value is not None}
+    if not given:
+        calls = DEFAULT_MODEL_CALLS if num_model_calls is None else num_model_calls
+        return set_timesteps_for_budget(state, calls)
+    if num_model_calls is not None:
+        name, value = next(iter(given.items()))
+        raise ValueError(
+            f"num_model_calls is {num_model_calls} and {name} is {value}, expected only one of them: "
+            "a call budget takes the place of RePaint's schedule"
+        )
+    chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
+    config = dataclasses.replace(state.config, eta=chosen.pop("eta"))
+    return set_timesteps(create_state(config), **chosen)
+
+
+def rows_on_devices(
+    num_images: int, num_samples: int, params: Any
+) -> tuple[NDArray[np.intp], list[jax.Device]]:
+    """Return the number of the result in each row, and the devices that hold the rows.
+
+    The rows are filled up to a multiple of the number of devices with copies of the last one.
+    """
+    num_results = num_images * num_samples
+    devices = free_devices(params)[:num_results]
+    rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
+    return rows, devices
+
+
+def make_chain(
+    state: RePaintSchedulerState,
+    model_fn: Callable[..., jax.Array],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    num_samples: int,
+    rows: NDArray[np.intp],
+    devices: list[jax.Device],
+) -> Chain:
+    """Place the inputs of a chain on the devices, see `rows_on_devices`."""
+    num_images, of_row = len(batch.images), rows // num_samples
+    inputs = (batch.images[of_row], batch.masks[of_row], sample_keys(key, num_images, num_samples)[rows])
+    if devices:
+        inputs = shard_batch(inputs, devices)
+        state, params = replicate((state, params), devices)
+    arguments = (state, model_fn, params, *inputs)
+    return Chain(arguments, num_images * num_samples, devices, batch.looks)
+
+
+def run_chain(
+    chain: Chain,
+    output_type: str,
+    preview_calls: Sequence[int] | None,
+    progress: Callable[[int], None] | None,
+) -> ImagePipelineOutput:
+    """Run a chain, see `RePaintPipeline.__call__`."""
+    with mesh_of_devices(chain.devices):
+        result, previews = inpaint(
+            *chain.arguments,
+            preview_calls=() if preview_calls is None else preview_calls,
+            progress=progress,
+        )
+        result, previews = _finite(result[: chain.num_results]), previews[:, : chain.num_results]
+    return ImagePipelineOutput(
+        as_output(result, output_type, chain.looks),
+        None if preview_calls is None else as_output(previews, output_type, chain.looks),
+    )
+
+
+def watch_chain(chain: Chain, output_type: str) -> Iterator[WatchedPictures]:
+    """Run a chain call by call, see `RePaintPipeline.watch`."""
+    state, *_, images, masks, keys = chain.arguments
+    total = state.num_model_calls or 0
+    with mesh_of_devices(chain.devices):
+        carry = start_chain(state, images, keys)
+        if chain.devices:
+            # Place the carry where the calls place it. Another placement would compile once more.
+            samples = shard_batch((carry.sample, carry.memory), chain.devices)
+            carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
+    for calls_done in range(1, total + 1):
+        with mesh_of_devices(chain.devices):
+            carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+            pictures = carry.sample
+            if calls_done < total:
+                pictures = jnp.where(masks == 1, images, previews[0])
+            pictures = _finite(pictures[: chain.num_results])
+        yield WatchedPictures(calls_done, total, as_output(pictures, output_type, chain.looks))
+
+
+def _finite(images: jax.Array) -> jax.Array:
+    if not bool(jnp.isfinite(images).all()):
+        raise FloatingPointError("the model's result has values that are not finite")
+    return images
