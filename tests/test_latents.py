@@ -63,9 +63,8 @@ def denoiser(scale):
 def model_fn(params, sample, timestep):
     weight, bias = params
     flat = sample.reshape(len(sample), SIZE)
-    return (jnp.matmul(flat, weight[timestep].T, precision="highest") + bias[timestep]).reshape(
-        sample.shape
-    )
+    product = jnp.matmul(flat, weight[timestep].T, precision="highest")
+    return (product + bias[timestep][None]).reshape(sample.shape)
 
 
 def fill(

@@ -204,7 +204,7 @@ def build_page(
                         DEFAULT_MODEL_CALLS,
                         step=8,
                         label="Model calls",
-                        info="more are better and slower",
+                        info="more: better, slower",
                     )
                     samples = gr.Slider(
                         1, MAX_SAMPLES, DEFAULT_SAMPLES, step=1, label="Samples", info="number of results"

@@ -30,7 +30,7 @@ def check_floating(name: str, array: jax.Array) -> None:
         )
     if array.dtype == np.longdouble and array.dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {array.dtype}, expected float64 or a narrower one")
-    dtype = jnp.result_type(array.dtype)
+    dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {dtype}, expected a floating dtype")
 
