@@ -1,3 +1,9 @@
 """Nothing here is a test: pytest must not import the recorders, which need torch, to look for doctests."""
 
-collect_ignore = ["record_diffusers.py", "record_guided_diffusion.py", "record_schedulers.py", "replay.py", "weights.py"]
+collect_ignore = [
+    "record_diffusers.py",
+    "record_guided_diffusion.py",
+    "record_schedulers.py",
+    "replay.py",
+    "weights.py",
+]

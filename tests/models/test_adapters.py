@@ -1,5 +1,6 @@
 """Flax modules as functions: equality, what they compile, and a timestep for each image of a batch."""
 
+import inspect
 import pickle
 
 import jax
@@ -79,6 +80,8 @@ def test_timesteps_for_each_image_or_a_hint(kind, image, mask):
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_functions_are_pickled(kind):
+    if kind == "nnx":  # before, graph definitions hold initialisers, which are local functions
+        pytest.importorskip("flax", minversion="0.12.3")
     model_fn = rp.linen_model_fn(Linen()) if kind == "linen" else rp.nnx_model_fn(Nnx(0))[0]
     assert pickle.loads(pickle.dumps(model_fn)) == model_fn
 
@@ -121,6 +124,8 @@ def test_modules_that_trace_or_change_parts_of_themselves_run_in_a_chain(module,
 
 
 def test_a_clone_with_its_own_arrays_outlives_a_step_that_donates_them(image, mask):
+    if "arrays" not in inspect.signature(nnx.clone).parameters:
+        pytest.skip("this version of Flax copies no arrays")
     state, module = rp.set_timesteps_for_budget(rp.create_state(), 8), Nnx(0)
     model_fn, params = rp.nnx_model_fn(nnx.clone(module, arrays=True), timestep_per_image=True)
     arguments = state, model_fn, params, image[None], mask[None], KEY

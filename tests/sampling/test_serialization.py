@@ -84,6 +84,7 @@ def test_programs_that_take_states_and_chains_are_exported(kind, image, mask):
 
 
 def test_pipelines_are_compared_by_identity_and_pickled(pipe, image, mask):
+    pytest.importorskip("flax", minversion="0.12.3")  # before, graph definitions cannot be pickled
     again = pickle.loads(pickle.dumps(pipe))
     assert pipe == pipe and pipe != again
     assert len({pipe, again}) == 2
