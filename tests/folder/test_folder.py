@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,14 @@ def test_one_mask_for_all(pipe, work):
     only = work / "only.png"
     shutil.copy(work / "masks" / "photo 1 ü.png", only)
     assert inpaint_folder(pipe, work / "in", only, work / "out", schedule={"num_model_calls": CALLS}) == {}
+    assert len(files_below(work / "out")) == NUM_PICTURES
+
+
+def test_a_mask_whose_name_has_another_unicode_form_is_found(pipe, work):
+    """macOS writes "ü" as a "u" and a mark, other systems as one character."""
+    composed = work / "masks" / unicodedata.normalize("NFC", "photo 1 ü.png")
+    composed.rename(work / "masks" / unicodedata.normalize("NFD", composed.name))
+    assert run(pipe, work, "out") == {}
     assert len(files_below(work / "out")) == NUM_PICTURES
 
 
