@@ -1,7 +1,8 @@
 """The six masks of the RePaint paper (section 5), soft edges, and masks of latents.
 
 1 keeps a pixel, and 0 inpaints it. Every mask is [height, width, 1] float32, and broadcasts over channels
-and batch.
+and batch. Values between 0 and 1 blend in `inpaint` (the last equation of `repaint_transition` and of
+`budget_transition`); the pipeline rounds them (`pictures.images.mask_to_array`).
 """
 
 from functools import partial

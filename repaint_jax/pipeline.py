@@ -209,7 +209,7 @@ class RePaintPipeline:
             jump_n_sample: the number of passes through each stretch of jump_length steps, see
                 `set_timesteps`.
             num_model_calls: the call budget, instead of the four arguments of RePaint's schedule, see
-                `set_timesteps_for_budget`, and its default of 64 if None.
+                `set_timesteps_for_budget`. None means 64 calls, its DEFAULT_MODEL_CALLS.
             state: a state with a schedule, for example from `set_timesteps`, instead of these five
                 arguments.
             key: a key, or a vector of keys with one for each image.

@@ -14,7 +14,7 @@ import repaint_jax as rp
 from repaint_jax import files
 from repaint_jax.cli.main import main
 from repaint_jax.files import whole_file
-from repaint_jax.folder.files import RECORD, name_length
+from repaint_jax.folder.results import RECORD, name_length
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.pictures.datasets import name_bytes
 from repaint_jax.pictures.images import save_picture
@@ -148,7 +148,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="compares with the na
 @posix_only
 def test_names_are_measured_as_the_file_system_does(monkeypatch):
     assert name_length("photo ü") == 8
-    monkeypatch.setattr("repaint_jax.folder.files.os", type("Windows", (), {"name": "nt"}))
+    monkeypatch.setattr("repaint_jax.folder.results.os", type("Windows", (), {"name": "nt"}))
     assert name_length("写真") == 2
     assert name_length("\udc80") == 1, "half of a character"
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from repaint_jax.files import StrPath
 from repaint_jax.folder.chains import ChainRunner
-from repaint_jax.folder.files import (
+from repaint_jax.folder.results import (
     CHAINS,
     LONGEST_NAME,
     Result,

@@ -1,4 +1,4 @@
-"""Convert between pictures with 8 bits per channel and arrays in [-1, 1]."""
+"""Read and write pictures with 8 bits per channel, and convert them to and from arrays in [-1, 1]."""
 
 import itertools
 import math

@@ -132,7 +132,7 @@ def set_timesteps_for_budget(
     check_state(state)
     num_model_calls = check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
     warn_of_signal(state.config, state.config.num_train_timesteps - 1)
-    timesteps = dwelling_timesteps(noise_levels.alphas_cumprod(state.config.betas), num_model_calls)
+    timesteps = budget_timesteps(noise_levels.alphas_cumprod(state.config.betas), num_model_calls)
     calls = call_coefficients(state.config, timesteps)
     return dataclasses.replace(
         state,
@@ -205,7 +205,7 @@ def budget_step(
     )
 
 
-def dwelling_timesteps(
+def budget_timesteps(
     alphas_cumprod: NDArray[np.float64], num_model_calls: int
 ) -> NDArray[np.int64]:  # [num_model_calls], falling, with repeats
     """Return the training timesteps of all calls, dense where known and missing pixels inform each other.

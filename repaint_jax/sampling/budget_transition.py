@@ -1,4 +1,4 @@
-"""The step of a call budget: one noise level for each call, no jumps, and each draw of noise used twice.
+"""The step of a call budget, the default: one noise level a call, no jumps, each draw of noise used twice.
 
 RePaint jumps up and down between the noise levels to make the pixels to fill agree with the known pixels.
 The chain here goes down once, and makes most of its calls at the levels where known and missing pixels

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from repaint_jax.sampling.carry_types import with_type_of_output
 from repaint_jax.sampling.checks import (
     check_callable,
     check_floating,
@@ -16,7 +17,6 @@ from repaint_jax.sampling.checks import (
     check_like_image,
 )
 from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
-from repaint_jax.sampling.meshes import with_type_of_output
 from repaint_jax.sampling.progress import report, with_progress
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of, without_missing
 

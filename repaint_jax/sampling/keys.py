@@ -1,4 +1,4 @@
-"""Random keys: one key for a whole array, or a vector with one key for each entry of a batch."""
+"""Random keys, and the noise drawn from them: one key for an array, or a vector of keys for a batch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Noise schedules, and the ladders of timesteps that inference visits. NumPy, float64.
+"""Beta schedules, and the ladders of timesteps that inference visits. NumPy, float64.
 
 `alphas_cumprod[t]` (abar_t in the papers) is the share of the signal's variance that is left at training
 timestep `t`: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z (Ho et al. 2020, arXiv 2006.11239, eq. 4). Near

@@ -28,7 +28,7 @@ from test_distribution import (
 )
 
 import repaint_jax as rp
-from repaint_jax.sampling.budget_schedule import dwelling_timesteps
+from repaint_jax.sampling.budget_schedule import budget_timesteps
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -184,7 +184,7 @@ def test_levels_fall_from_the_noisiest_that_matters_to_the_cleanest(
     beta_schedule, num_model_calls, num_train_timesteps
 ):
     alphas = reference.alphas_cumprod(reference.make_betas(beta_schedule, num_train_timesteps))
-    timesteps = dwelling_timesteps(alphas, num_model_calls)
+    timesteps = budget_timesteps(alphas, num_model_calls)
     assert len(timesteps) == num_model_calls and timesteps[-1] == 0
     assert np.all(np.diff(timesteps) <= 0)
     sigma = np.sqrt((1 - alphas) / alphas)
