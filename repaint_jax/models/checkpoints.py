@@ -235,6 +235,8 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
 def _cast(tensor: NDArray[Any], dtype: Any, name: str) -> NDArray[Any]:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype is {dtype!r}, expected a floating dtype")
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(f"dtype is {jnp.dtype(dtype)}, expected a floating dtype of at least 16 bits")
     with np.errstate(over="ignore"):
         cast = tensor.astype(dtype)
     if not np.isfinite(cast).all():

@@ -43,7 +43,10 @@ class SafetensorsFiles(Mapping[str, NDArray[Any]]):
         try:
             with safe_open(path, framework="numpy") as file:
                 return np.asarray(file.get_tensor(stored_name))
-        except (SafetensorError, AttributeError) as error:  # AttributeError: NumPy lacks the file's dtype
+        except AttributeError:  # NumPy lacks the dtype
+            reason = "it is in 8-bit floats; convert the file to float16"
+            raise ValueError(f"{path} has no readable tensor {name}: {reason}") from None
+        except SafetensorError as error:
             raise ValueError(f"{path} has no readable tensor {name}: {error}") from None
 
     def __contains__(self, name: object) -> bool:  # the inherited method would read the tensor

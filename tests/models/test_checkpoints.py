@@ -232,6 +232,11 @@ def test_dtype_that_is_not_floating_is_refused(folder, unet, tmp_path: Path, dty
     assert not (tmp_path / "saved").exists()
 
 
+def test_dtype_of_eight_bits_is_refused(folder):
+    with pytest.raises(TypeError, match="dtype is float8_e4m3fn, expected a floating dtype of at least 16"):
+        load_unet2d(folder / "unet", dtype=jnp.float8_e4m3fn)
+
+
 @pytest.mark.parametrize(
     ("stored", "asked"), [(np.float32(1e5), jnp.float16), (np.float64(1e39), None)], ids=str
 )
@@ -267,7 +272,11 @@ CONFIG = "unet/config.json"
         (WEIGHTS, lambda p: p.write_bytes(p.read_bytes()[:5]), "is not a whole safetensors file"),
         (WEIGHTS, lambda p: p.write_bytes(p.read_bytes()[:100]), "is not a whole safetensors file"),
         (WEIGHTS, lambda p: p.write_bytes(p.read_bytes()[:-1]), "is not a whole safetensors file"),
-        (WEIGHTS, raw_safetensors("F8_E4M3", 4), "has no readable tensor conv_in.bias"),
+        (
+            WEIGHTS,
+            raw_safetensors("F8_E4M3", 4),
+            "has no readable tensor conv_in.bias: it is in 8-bit floats; convert the file to float16",
+        ),
         (WEIGHTS, Path.unlink, "does not exist"),
         (WEIGHTS, lambda p: (p.unlink(), p.mkdir()), "does not exist"),
         (WEIGHTS, {"conv_in__bias": None}, "lacks the tensor conv_in.bias"),
