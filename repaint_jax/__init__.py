@@ -2,7 +2,14 @@
 
 from repaint_jax import masks, models
 from repaint_jax.evaluation import metrics
-from repaint_jax.models import linen_model_fn, nnx_model_fn
+from repaint_jax.models import (
+    denoiser_model_fn,
+    edm_model_fn,
+    flow_model_fn,
+    linen_model_fn,
+    nnx_model_fn,
+    score_model_fn,
+)
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling import serialization
 from repaint_jax.sampling.budget_schedule import budget_step, set_timesteps_for_budget
@@ -31,6 +38,9 @@ __all__ = [
     "budget_step",
     "continue_chain",
     "create_state",
+    "denoiser_model_fn",
+    "edm_model_fn",
+    "flow_model_fn",
     "inpaint",
     "largest_batch_size",
     "linen_model_fn",
@@ -40,6 +50,7 @@ __all__ = [
     "nnx_model_fn",
     "replicate",
     "scale_model_input",
+    "score_model_fn",
     "set_timesteps",
     "set_timesteps_for_budget",
     "shard_batch",

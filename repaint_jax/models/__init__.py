@@ -3,6 +3,12 @@
 from repaint_jax.models.adapters import linen_model_fn, nnx_model_fn
 from repaint_jax.models.checkpoints import load_unet2d, save_unet2d
 from repaint_jax.models.classifier import UNet2DClassifier
+from repaint_jax.models.denoisers import (
+    denoiser_model_fn,
+    edm_model_fn,
+    flow_model_fn,
+    score_model_fn,
+)
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
 
@@ -10,8 +16,12 @@ __all__ = [
     "UNet2D",
     "UNet2DClassifier",
     "UNet2DConfig",
+    "denoiser_model_fn",
+    "edm_model_fn",
+    "flow_model_fn",
     "linen_model_fn",
     "load_unet2d",
     "nnx_model_fn",
     "save_unet2d",
+    "score_model_fn",
 ]

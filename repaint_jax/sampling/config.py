@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -168,6 +168,90 @@ class RePaintSchedulerConfig:
             "use_clipped_model_output": True,
         }
         return cls(**{**choices, **overrides})
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Sequence[float] | NDArray[Any], **overrides: Any) -> Self:
+        """Return the settings for a model that was trained on continuous noise levels.
+
+        Training timestep i gets the noise level sigmas[i], the noise beside a signal that is not scaled,
+        x = x0 + sigma z. The chain's own sample is that over sqrt(1 + sigma^2); adapters such as
+        `denoiser_model_fn` convert it. The model predicts the clean image.
+
+        Args:
+            sigmas: noise levels [num_train_timesteps], positive and rising, as fine as you like.
+            overrides: other fields of the config.
+
+        Raises:
+            ValueError: sigmas are not positive and rising, or a field cannot have its value.
+            TypeError: sigmas are not numbers.
+
+        >>> config = RePaintSchedulerConfig.from_sigmas([0.01, 0.1, 1.0, 10.0, 100.0])
+        >>> config.num_train_timesteps, config.prediction_type
+        (5, 'sample')
+        """
+        try:
+            levels = np.asarray(sigmas, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"sigmas is {sigmas!r}, expected a sequence of numbers") from None
+        if levels.ndim != 1 or not levels.size:
+            raise ValueError(f"sigmas has shape {levels.shape}, expected a vector of noise levels")
+        rises = np.diff(levels, prepend=0.0) > 0
+        for index in np.flatnonzero(~(rises & np.isfinite(levels)))[:1]:
+            before = f", after {levels[index - 1]:g}" if index else ""
+            raise ValueError(
+                f"sigmas[{index}] is {levels[index]:g}{before}, expected positive noise levels that rise"
+            )
+        betas = tuple(noise_levels.betas_of_sigmas(levels).tolist())
+        choices = {"num_train_timesteps": len(betas), "trained_betas": betas, "prediction_type": "sample"}
+        return cls(**{**choices, **overrides})
+
+    @classmethod
+    def edm(
+        cls,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        num_train_timesteps: int = 1000,
+        **overrides: Any,
+    ) -> Self:
+        """Return the settings for a model of EDM (Karras et al. 2022, arXiv 2206.00364), table 1.
+
+        Args:
+            sigma_min: smallest noise level, positive.
+            sigma_max: largest noise level.
+            rho: how much denser the levels are at little noise, positive.
+            num_train_timesteps: number of noise levels.
+            overrides: other fields of the config.
+
+        Raises:
+            ValueError: a number is outside its range.
+        """
+        count = check_int("num_train_timesteps", num_train_timesteps, 1)
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min is {sigma_min} and sigma_max is {sigma_max}, expected rising positive numbers"
+            )
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho is {rho}, expected a positive number")
+        return cls.from_sigmas(noise_levels.karras_sigmas(sigma_min, sigma_max, rho, count), **overrides)
+
+    @classmethod
+    def flow(cls, num_train_timesteps: int = 1000, shift: float = 1.0, **overrides: Any) -> Self:
+        """Return the settings for a rectified flow or a conditional flow matching model.
+
+        Args:
+            num_train_timesteps: number of times, up to 0.999 where 1 is pure noise.
+            shift: shift of the times towards noise, as in the model's own sampler (Esser et al. 2024, arXiv
+                2403.03206, eq. 23); 1 means even times.
+            overrides: other fields of the config.
+
+        Raises:
+            ValueError: a number is outside its range.
+        """
+        count = check_int("num_train_timesteps", num_train_timesteps, 1)
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift is {shift}, expected a positive number")
+        return cls.from_sigmas(noise_levels.flow_sigmas(shift, count), **overrides)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:

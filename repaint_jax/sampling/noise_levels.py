@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
+LAST_FLOW_TIME = 0.999  # at 1 there is no signal left
+
 _MAX_COSINE_BETA = 0.999  # Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2
 
 
@@ -43,6 +45,31 @@ def alphas_cumprod(betas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
 def log_sigma(alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logarithm of sigma = sqrt((1 - abar)/abar), the ratio of noise to signal."""
     return 0.5 * np.log((1 - alphas_cumprod) / alphas_cumprod)
+
+
+def betas_of_sigmas(sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the betas whose `log_sigma`s are the logarithms of these rising sigmas."""
+    abar = 1 / (1 + sigmas**2)
+    return 1 - abar / np.append(1.0, abar[:-1])
+
+
+def karras_sigmas(
+    sigma_min: float, sigma_max: float, rho: float, count: int
+) -> NDArray[np.float64]:  # [count], rising
+    """Return the noise levels of Karras et al. 2022 (arXiv 2206.00364), eq. 5, from the smallest on."""
+    return np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), count) ** rho
+
+
+def flow_sigmas(shift: float, count: int) -> NDArray[np.float64]:  # [count], rising
+    """Return sigma = t/(1 - t) at even times t of a rectified flow, with the data at t = 0.
+
+    Times up to 0.999 are even in t/(shift - (shift - 1) t), the timestep shift of Esser et al. 2024 (arXiv
+    2403.03206), eq. 23: with a shift above 1 more of them are noisy.
+    """
+    last = LAST_FLOW_TIME / (shift - (shift - 1) * LAST_FLOW_TIME)
+    even = np.linspace(last / count, last, count)
+    times = shift * even / (1 + (shift - 1) * even)
+    return times / (1 - times)
 
 
 def ladder(

@@ -1,0 +1,223 @@
+"""Adapters for continuous noise levels, around the ideal denoiser of a Gaussian prior.
+
+Each family of networks is derived from that denoiser by the family's own definition. The chain must then be
+that of the noise prediction on the same levels, and its samples those of the posterior.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import repaint_jax as rp
+
+SIZE = 6
+MEAN = np.array([0.3, -0.2, 0.1, 0.4, -0.3, 0.2], np.float32)
+COV = 0.25 * np.exp(-np.abs(np.arange(SIZE)[:, None] - np.arange(SIZE)) / 4)
+VALUES, VECTORS = (part.astype(np.float32) for part in np.linalg.eigh(COV))
+MASK = np.array([1, 1, 0, 0, 0, 1], np.float32)
+IMAGE = np.array([0.6, 0.1, 0.9, -0.9, 0.5, -0.5], np.float32)
+KEY = jax.random.key(0)
+CONFIGS = {
+    "edm": rp.RePaintSchedulerConfig.edm(clip_sample=False),
+    "flow": rp.RePaintSchedulerConfig.flow(clip_sample=False),
+    "shifted flow": rp.RePaintSchedulerConfig.flow(shift=3.0, clip_sample=False),
+    "ddpm": rp.RePaintSchedulerConfig.from_sigmas(
+        np.sqrt(1 / reference.alphas_cumprod(reference.make_betas()) - 1), clip_sample=False
+    ),
+}
+
+
+def matmul(x, matrix):
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype), precision="highest")
+
+
+def denoise(params, x, sigma):
+    """E[x0 | x0 + sigma z] for x0 ~ N(MEAN, COV)."""
+    mean = jnp.asarray(MEAN, x.dtype).reshape((1,) * (x.ndim - 1) + (SIZE,))
+    shrink = jnp.asarray(VALUES, x.dtype) / (jnp.asarray(VALUES, x.dtype) + sigma.astype(x.dtype) ** 2)
+    along = matmul(x - mean, VECTORS) * shrink.reshape((1,) * (x.ndim - 1) + (SIZE,))
+    return mean + matmul(along, VECTORS.T)
+
+
+def edm_network(params, scaled, c_noise, sigma_data=0.5):
+    sigma = jnp.exp(4 * c_noise).astype(scaled.dtype)
+    total = jnp.sqrt(sigma**2 + sigma_data**2)
+    x = scaled * total
+    skip, out = sigma_data**2 / total**2, sigma * sigma_data / total
+    return (denoise(params, x, sigma) - skip * x) / out
+
+
+def velocity(params, x, t):
+    """Of x = (1 - t) x0 + t z, which is (1 - t)(x0 + t/(1 - t) z)."""
+    t = t.astype(x.dtype)
+    x0 = denoise(params, x / (1 - t), t / (1 - t))
+    return (x - (1 - t) * x0) / t - x0  # z - x0
+
+
+def velocity_to_data(params, x, t):
+    """Of x = t x0 + (1 - t) z."""
+    t = t.astype(x.dtype)
+    x0 = denoise(params, x / t, (1 - t) / t)
+    return x0 - (x - t * x0) / (1 - t)  # x0 - z
+
+
+def score(params, x, sigma):
+    return (denoise(params, x, sigma) - x) / sigma.astype(x.dtype) ** 2
+
+
+FAMILIES = {
+    "denoiser": partial(rp.denoiser_model_fn, denoise),
+    "edm": partial(rp.edm_model_fn, edm_network),
+    "edm, other data": partial(rp.edm_model_fn, partial(edm_network, sigma_data=0.3), sigma_data=0.3),
+    "flow": partial(rp.flow_model_fn, velocity),
+    "flow to data": partial(rp.flow_model_fn, velocity_to_data, data_at=1),
+    "score": partial(rp.score_model_fn, score),
+}
+SCHEDULES = {
+    "budget": lambda config: rp.set_timesteps_for_budget(rp.create_state(config), 32),
+    "resampling": lambda config: rp.set_timesteps(rp.create_state(config), 20, 4, 2),
+}
+
+
+def noise_prediction(config):
+    """A model_fn in DDPM's terms, for the same noise levels."""
+    abar = jnp.asarray(reference.alphas_cumprod(config.betas), jnp.float32)
+
+    def model_fn(params, sample, timestep):
+        signal, noise = jnp.sqrt(abar[timestep]), jnp.sqrt(1 - abar[timestep])
+        return (sample - signal * denoise(params, sample / signal, noise / signal)) / noise
+
+    return model_fn
+
+
+@pytest.mark.parametrize(
+    ("levels", "schedule"), [("edm", "resampling"), *((levels, "budget") for levels in CONFIGS)]
+)
+def test_every_family_makes_the_chain_of_the_noise_prediction_on_its_levels(levels, schedule):
+    config = CONFIGS[levels]
+    in_ddpm_terms = dataclasses.replace(config, prediction_type="epsilon")
+    expected = rp.inpaint(
+        SCHEDULES[schedule](in_ddpm_terms), noise_prediction(config), None, IMAGE, MASK, KEY
+    )
+    state = SCHEDULES[schedule](config)
+    for family, adapter in FAMILIES.items():
+        made = rp.inpaint(state, adapter(config=config), None, IMAGE, MASK, KEY)
+        np.testing.assert_allclose(made, expected, atol=3e-3, err_msg=family)
+
+
+@pytest.mark.parametrize("levels", ["edm", "flow", "shifted flow"])
+def test_samples_are_those_of_the_posterior(levels):
+    config = CONFIGS[levels]
+    state = rp.set_timesteps_for_budget(rp.create_state(config), 256)
+    images, masks = (np.broadcast_to(array, (4000, SIZE)) for array in (IMAGE, MASK))
+    samples = rp.inpaint(state, FAMILIES["flow"](config=config), None, images, masks, KEY)
+    missing = MASK == 0
+    posterior = reference.posterior(MEAN, COV, IMAGE, MASK)
+    misfit = reference.gaussian_misfit(np.asarray(samples)[:, missing], *posterior)
+    assert misfit < reference.gaussian_misfit_limit(missing.sum())
+
+
+@pytest.mark.parametrize("family", ["edm", "flow to data"])
+def test_families_work_under_vmap_and_in_bfloat16(family):
+    config = CONFIGS["edm"]
+    state = rp.set_timesteps_for_budget(rp.create_state(config), 16)
+    model_fn = FAMILIES[family](config=config)
+    assert model_fn == FAMILIES[family](config=config)
+    keys = jax.random.split(KEY, 3)
+    images, masks = np.broadcast_to(IMAGE, (3, SIZE)), np.broadcast_to(MASK, (3, SIZE))
+    batch = rp.inpaint(state, model_fn, None, images, masks, keys)
+    mapped = jax.vmap(rp.inpaint, in_axes=(None, None, None, 0, 0, 0))(
+        state, model_fn, None, images, masks, keys
+    )
+    np.testing.assert_allclose(mapped, batch, atol=1e-4)
+    image, mask = (jnp.asarray(array, jnp.bfloat16) for array in (IMAGE, MASK))
+    half = rp.inpaint(state, model_fn, None, image, mask, KEY)
+    assert half.dtype == jnp.bfloat16 and np.isfinite(half.astype(jnp.float32)).all()
+
+
+def test_levels_are_those_that_were_asked_for():
+    sigmas = np.geomspace(0.002, 80, 300)
+    config = rp.RePaintSchedulerConfig.from_sigmas(sigmas, eta=0.5)
+    abar = reference.alphas_cumprod(config.betas)
+    np.testing.assert_allclose(np.sqrt(1 / abar - 1), sigmas, rtol=1e-9)
+    assert (config.num_train_timesteps, config.prediction_type, config.eta) == (300, "sample", 0.5)
+    karras = np.sqrt(1 / reference.alphas_cumprod(CONFIGS["edm"].betas) - 1)
+    np.testing.assert_allclose(karras[[0, -1]], [0.002, 80], rtol=1e-9)
+    steps = np.arange(1000) / 999  # eq. 5 of Karras et al., from the largest level on
+    expected = (80 ** (1 / 7) + steps * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(karras[::-1], expected, rtol=1e-8)
+    flow = np.sqrt(1 / reference.alphas_cumprod(CONFIGS["flow"].betas) - 1)
+    np.testing.assert_allclose(flow / (1 + flow), 0.999 * np.arange(1, 1001) / 1000, rtol=1e-8)
+    shifted = np.sqrt(1 / reference.alphas_cumprod(CONFIGS["shifted flow"].betas) - 1)
+    times = shifted / (1 + shifted)
+    even = times / (3 - 2 * times)  # undoes t -> 3 t/(1 + 2 t)
+    np.testing.assert_allclose(np.diff(even), np.full(999, even[0]), rtol=1e-6)
+    np.testing.assert_allclose(times[-1], 0.999)
+
+
+def test_configs_of_continuous_levels_are_saved_and_loaded(tmp_path):
+    config = CONFIGS["edm"]
+    config.save_pretrained(tmp_path)
+    assert rp.RePaintSchedulerConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda c: c.from_sigmas([0.1, 0.1]),
+            ValueError,
+            r"sigmas\[1\] is 0.1, after 0.1, expected",
+        ),
+        (
+            lambda c: c.from_sigmas([1.0, 0.5]),
+            ValueError,
+            r"sigmas\[1\] is 0.5, after 1, expected",
+        ),
+        (
+            lambda c: c.from_sigmas([0.0, 0.5]),
+            ValueError,
+            r"sigmas\[0\] is 0, expected positive",
+        ),
+        (lambda c: c.from_sigmas([0.1, np.inf]), ValueError, r"sigmas\[1\] is inf, after 0.1, expected"),
+        (
+            lambda c: c.from_sigmas([]),
+            ValueError,
+            r"sigmas has shape \(0,\), expected a vector",
+        ),
+        (lambda c: c.from_sigmas("fine"), TypeError, "sigmas is 'fine', expected a sequence of numbers"),
+        (
+            lambda c: c.edm(sigma_min=80, sigma_max=80),
+            ValueError,
+            "sigma_min is 80 and sigma_max is 80",
+        ),
+        (lambda c: c.edm(rho=0), ValueError, "rho is 0, expected a positive number"),
+        (lambda c: c.flow(shift=-1), ValueError, "shift is -1, expected a positive number"),
+        (lambda c: c.flow(0), ValueError, "num_train_timesteps is 0, expected an integer of at least 1"),
+        (lambda c: rp.flow_model_fn(velocity, c.flow(), 2), ValueError, "data_at is 2, expected 0 or 1"),
+        (lambda c: rp.edm_model_fn(edm_network, c.edm(), 0), ValueError, "sigma_data is 0, expected a pos"),
+        (
+            lambda c: rp.denoiser_model_fn(None, c.edm()),
+            TypeError,
+            "denoiser is a NoneType, expected",
+        ),
+        (
+            lambda c: rp.score_model_fn(score, "edm"),
+            TypeError,
+            "config is 'edm', expected a RePaint",
+        ),
+        (
+            lambda c: rp.denoiser_model_fn(denoise, c()),
+            ValueError,
+            "prediction_type is 'epsilon', expected",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(call, error, message):
+    with pytest.raises(error, match=message):
+        call(rp.RePaintSchedulerConfig)
