@@ -3,6 +3,7 @@
 from repaint_jax import masks, models
 from repaint_jax.evaluation import metrics
 from repaint_jax.models import (
+    check_model,
     denoiser_model_fn,
     edm_model_fn,
     flow_model_fn,
@@ -36,6 +37,7 @@ __all__ = [
     "RePaintSchedulerState",
     "add_noise",
     "budget_step",
+    "check_model",
     "continue_chain",
     "create_state",
     "denoiser_model_fn",

@@ -1,6 +1,7 @@
 """Networks, their checkpoints, and adapters from Flax modules to `model_fn`."""
 
 from repaint_jax.models.adapters import linen_model_fn, nnx_model_fn
+from repaint_jax.models.check import check_model
 from repaint_jax.models.checkpoints import load_unet2d, save_unet2d
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.denoisers import (
@@ -16,6 +17,7 @@ __all__ = [
     "UNet2D",
     "UNet2DClassifier",
     "UNet2DConfig",
+    "check_model",
     "denoiser_model_fn",
     "edm_model_fn",
     "flow_model_fn",

@@ -14,6 +14,9 @@ import pytest
 import reference
 
 import repaint_jax as rp
+from repaint_jax.models.pretrained import pictures_of_model
+from repaint_jax.pictures.images import image_to_array, open_image
+from repaint_jax.sampling.budget_schedule import budget_timesteps
 
 SIZE = 6
 MEAN = np.array([0.3, -0.2, 0.1, 0.4, -0.3, 0.2], np.float32)
@@ -138,6 +141,94 @@ def test_families_work_under_vmap_and_in_bfloat16(family):
     image, mask = (jnp.asarray(array, jnp.bfloat16) for array in (IMAGE, MASK))
     half = rp.inpaint(state, model_fn, None, image, mask, KEY)
     assert half.dtype == jnp.bfloat16 and np.isfinite(half.astype(jnp.float32)).all()
+
+
+def error_of_budget(config, calls: int) -> float:
+    """Squared Wasserstein-2 distance to the posterior over its variance, in closed form; geometric mean."""
+    size, rng, errors = 24, np.random.default_rng(0), []
+    sigmas = np.sqrt(1 / reference.alphas_cumprod(config.betas) - 1)[
+        budget_timesteps(reference.alphas_cumprod(config.betas), calls)
+    ]
+    for length in (1.0, 3.0, 8.0):
+        cov = 0.2 * np.exp(-np.abs(np.arange(size)[:, None] - np.arange(size)) / length)
+        mean = rng.normal(0, 0.2, size)
+        image = mean + np.linalg.cholesky(cov) @ rng.standard_normal(size)
+        for mask in (np.repeat([1.0, 0.0], size // 2), rng.integers(0, 2, size).astype(float)):
+            missing = mask == 0
+            made_mean, made_cov = reference.propagate_correlated(mean, cov, image, mask, sigmas)
+            posterior = reference.posterior(mean, cov, image, mask)
+            made = made_mean[missing], made_cov[np.ix_(missing, missing)]
+            errors.append(reference.wasserstein2_squared(*made, *posterior) / np.trace(posterior[1]))
+    return float(np.exp(np.mean(np.log(errors))))
+
+
+@pytest.mark.parametrize("family", ["edm", "flow"])
+def test_a_ladder_of_a_thousand_levels_costs_nothing(family):
+    """Neither against DDPM's betas nor against a ladder four times as fine."""
+    make = getattr(rp.RePaintSchedulerConfig, family)
+    for calls, worst in ((64, 1.3), (256, 1.0)):
+        error = error_of_budget(make(), calls)
+        assert error < worst * error_of_budget(rp.RePaintSchedulerConfig(), calls)
+        assert error < 1.1 * error_of_budget(make(num_train_timesteps=4000), calls)
+
+
+# Conventions
+
+
+def in_terms_of(kind):
+    """A model_fn that predicts this kind, ideally, on DDPM's levels."""
+    abar = jnp.asarray(reference.alphas_cumprod(reference.make_betas()), jnp.float32)
+
+    def model_fn(params, sample, timestep):
+        signal, noise = jnp.sqrt(abar[timestep]), jnp.sqrt(1 - abar[timestep])
+        x0 = denoise(params, sample / signal, noise / signal)
+        eps = (sample - signal * x0) / noise
+        return {"sample": x0, "epsilon": eps, "v_prediction": signal * eps - noise * x0}[kind]
+
+    return model_fn
+
+
+KINDS = ("sample", "epsilon", "v_prediction")
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+@pytest.mark.parametrize("declared", KINDS)
+@pytest.mark.parametrize("predicted", KINDS)
+def test_a_prediction_of_another_kind_is_found(predicted, declared, clip_sample):
+    config = rp.RePaintSchedulerConfig(prediction_type=declared, clip_sample=clip_sample)
+    arguments = in_terms_of(predicted), None, config, jnp.asarray(IMAGE), KEY
+    if predicted == declared or (predicted, declared) == ("sample", "v_prediction"):  # not found
+        return rp.check_model(*arguments)
+    with pytest.raises(ValueError, match=r"model_fn predicts .*, sigma = .*, expected"):
+        rp.check_model(*arguments)
+    return None
+
+
+@pytest.mark.parametrize("name", ["bundled", "bundled/emoji"])
+def test_trained_networks_pass_the_check(name):
+    pipe = rp.RePaintPipeline.from_pretrained(name)
+    picture = image_to_array(open_image(pictures_of_model(name)[0]), pipe.image_shape)
+    rp.check_model(pipe.model_fn, pipe.params, pipe.state.config, jnp.asarray(picture), KEY)
+    other = dataclasses.replace(pipe.state.config, prediction_type="epsilon")  # they predict v
+    with pytest.raises(ValueError, match="prediction_type is 'epsilon': is that what it predicts"):
+        rp.check_model(pipe.model_fn, pipe.params, other, jnp.asarray(picture), KEY)
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+def test_a_flow_of_another_convention_is_found(clip_sample):
+    config = rp.RePaintSchedulerConfig.flow(clip_sample=clip_sample)
+    for family in FAMILIES.values():
+        rp.check_model(family(config=config), None, config, jnp.asarray(IMAGE), KEY)
+    wrong = {
+        "its sign": rp.flow_model_fn(lambda params, x, t: -velocity(params, x, t), config),
+        "its time": rp.flow_model_fn(lambda params, x, t: velocity(params, x, 1 - t), config),
+        "its data's end": rp.flow_model_fn(velocity_to_data, config),
+        "its data's end, too": rp.flow_model_fn(velocity, config, data_at=1),
+        "a score": rp.denoiser_model_fn(score, config),
+    }
+    for model_fn in wrong.values():
+        with pytest.raises(ValueError, match=r"model_fn predicts .*, sigma = .*, expected"):
+            rp.check_model(model_fn, None, config, jnp.asarray(IMAGE), KEY)
 
 
 def test_levels_are_those_that_were_asked_for():
