@@ -16,8 +16,8 @@ from repaint_jax.sampling.keys import gaussian, working_dtype
 from repaint_jax.sampling.repaint_schedule import set_timesteps, step
 from repaint_jax.sampling.scheduler import add_noise, create_state
 
-# As root mean squares of clean images. At sigma = 1 the ideal predictions for independent pixels of variance
-# 1 are 0.71 apart; those of a model that predicts the noise itself are 1.41 apart.
+# As root mean squares of clean images. At sigma = 1 the ideal predictions for independent pixels of
+# variance 1 are 0.71 apart; those of a model that predicts the noise itself are 1.41 apart.
 _LARGEST_ERROR = 0.1
 _MOST_APART = 0.8
 
@@ -48,12 +48,13 @@ def check_model(
     check_floating("image", image)
     every_level = dataclasses.replace(config, timestep_spacing="leading")
     state = set_timesteps(create_state(every_level), config.num_train_timesteps, 1, 1)
+    model = jax.jit(model_fn)
     log_sigma = noise_levels.log_sigma(noise_levels.alphas_cumprod(config.betas))
 
     def predicted(timestep: int, number: int) -> np.ndarray:
         z = gaussian(jax.random.fold_in(key, number), jnp.shape(image), working_dtype(image.dtype))
         sample = add_noise(state, image, z.astype(image.dtype), timestep)
-        output = model_fn(params, sample, jnp.int32(timestep))
+        output = model(params, sample, jnp.int32(timestep))
         nothing = jnp.zeros_like(image)
         return np.asarray(step(state, output, timestep, sample, nothing, nothing, key)[1], np.float32)
 

@@ -204,12 +204,11 @@ def test_a_prediction_of_another_kind_is_found(predicted, declared, clip_sample)
     return None
 
 
-@pytest.mark.parametrize("name", ["bundled", "bundled/emoji"])
-def test_trained_networks_pass_the_check(name):
-    pipe = rp.RePaintPipeline.from_pretrained(name)
-    picture = image_to_array(open_image(pictures_of_model(name)[0]), pipe.image_shape)
+def test_a_trained_network_passes_the_check():
+    pipe = rp.RePaintPipeline.from_pretrained("bundled")
+    picture = image_to_array(open_image(pictures_of_model("bundled")[0]), pipe.image_shape)
     rp.check_model(pipe.model_fn, pipe.params, pipe.state.config, jnp.asarray(picture), KEY)
-    other = dataclasses.replace(pipe.state.config, prediction_type="epsilon")  # they predict v
+    other = dataclasses.replace(pipe.state.config, prediction_type="epsilon")  # it predicts v
     with pytest.raises(ValueError, match="prediction_type is 'epsilon': is that what it predicts"):
         rp.check_model(pipe.model_fn, pipe.params, other, jnp.asarray(picture), KEY)
 
