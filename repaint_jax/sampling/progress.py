@@ -14,17 +14,24 @@ _listeners: dict[int, "_Listener"] = {}
 
 
 class _Listener:
-    """A function to report to. The first error it raises ends the reports."""
+    """A function to report to. The first error it raises ends the reports.
+
+    Attributes:
+        waited_for: whether a call waits for the reports and raises their error. Otherwise JAX raises it.
+    """
 
     def __init__(self, progress: Callable[[int], None]):
         self._progress = progress
         self.error: BaseException | None = None
+        self.waited_for = True
 
     def tell(self, calls_done: int) -> None:
         if self.error is None:
             try:
                 self._progress(calls_done)
             except BaseException as error:  # JAX would log it and raise another one
+                if not self.waited_for:
+                    raise
                 self.error = error
 
 
@@ -49,6 +56,7 @@ def with_progress(run: Callable[[Any], Result], progress: Callable[[int], None] 
     try:
         result = run(np.int32(number))
         keep = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(result))
+        listener.waited_for = not keep
         if not keep:
             jax.block_until_ready(result)
             jax.effects_barrier()

@@ -3,6 +3,7 @@
 Its distribution is in test_distribution, its agreement with diffusers in test_golden.
 """
 
+import contextlib
 import gc
 import re
 import weakref
@@ -484,6 +485,18 @@ def test_an_error_in_progress_reaches_the_caller_as_it_is(state, image, mask, er
     counted = []
     rp.inpaint(*arguments, progress=counted.append)
     assert sorted(counted) == list(range(1, NUM_MODEL_CALLS + 1))
+
+
+def test_an_error_in_progress_of_a_jitted_chain_is_not_lost(state, image, mask):
+    def stop(done):
+        raise KeyError("mine")
+
+    chain = jax.jit(lambda image: rp.inpaint(state, model_fn, PARAMS, image, mask, KEY, progress=stop))
+    for _ in range(2):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="mine"):
+            jax.block_until_ready(chain(image))
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the same error, where it was not met before
+            jax.effects_barrier()
 
 
 def test_chain_starts_from_the_initial_sample(image, mask):
