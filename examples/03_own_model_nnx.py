@@ -38,7 +38,7 @@ class WithoutASide(nnx.Module):
 
 # Load a trained network, which is an NNX module, and its scheduler's settings. The prediction type is noise
 # ("epsilon"), the clean image ("sample") or v ("v_prediction"). It must match the training of your network.
-network, config = load_pretrained("bundled")
+network, config, _ = load_pretrained("bundled")
 print(f"betas: {config.beta_schedule}; it predicts: {config.prediction_type}")
 model_fn, params = rp.nnx_model_fn(WithoutASide(network))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from repaint_jax.models.latents import LatentSpace
 from repaint_jax.pictures.batches import Batch, Look, as_output
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
 from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
@@ -36,16 +37,22 @@ class WatchedPictures(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """The inputs of a chain.
+    """The inputs of a chain, and what makes pictures of its results.
 
     Rows beyond num_results are copies of the last one, so that every device has the same number of rows.
     """
 
-    # the arguments of `inpaint`: state, model_fn, params, images, masks, keys
+    # the arguments of `inpaint`: state, model_fn, params, images or latents, masks, keys
     arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
     num_results: int
     devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
     looks: Sequence[Look]  # of the images, each of which has as many results
+    latents: LatentSpace | None  # of a latent model
+    pictures: tuple[jax.Array, jax.Array]  # images [rows, H, W, C] in pixels, and their masks
+
+    def as_pictures(self, samples: jax.Array) -> jax.Array:
+        """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
+        return samples if self.latents is None else self.latents.fill(samples, *self.pictures)
 
 
 def choose_timesteps(
@@ -89,15 +96,20 @@ def make_chain(
     num_samples: int,
     rows: NDArray[np.intp],
     devices: list[jax.Device],
+    latents: LatentSpace | None = None,
 ) -> Chain:
     """Place the inputs of a chain on the devices, see `rows_on_devices`."""
     num_images, of_row = len(batch.images), rows // num_samples
-    inputs = (batch.images[of_row], batch.masks[of_row], sample_keys(key, num_images, num_samples)[rows])
+    keys = sample_keys(key, num_images, num_samples)[rows]
+    placed: Any = (batch.images[of_row], batch.masks[of_row], keys)
     if devices:
-        inputs = shard_batch(inputs, devices)
-        state, params = replicate((state, params), devices)
-    arguments = (state, model_fn, params, *inputs)
-    return Chain(arguments, num_images * num_samples, devices, batch.looks)
+        placed = shard_batch(placed, devices)
+        state, params, latents = replicate((state, params, latents), devices)
+    images, masks, keys = placed
+    with mesh_of_devices(devices):
+        inputs = (images, masks) if latents is None else latents.encode_known(images, masks)
+    arguments = (state, model_fn, params, *inputs, keys)
+    return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks))
 
 
 def run_chain(
@@ -113,7 +125,10 @@ def run_chain(
             preview_calls=() if preview_calls is None else preview_calls,
             progress=progress,
         )
-        result, previews = _finite(result[: chain.num_results]), previews[:, : chain.num_results]
+        result = _finite(chain.as_pictures(result)[: chain.num_results])
+        if preview_calls:
+            previews = jnp.stack([chain.as_pictures(samples) for samples in previews])
+        previews = previews[:, : chain.num_results]
     return ImagePipelineOutput(
         as_output(result, output_type, chain.looks),
         None if preview_calls is None else as_output(previews, output_type, chain.looks),
@@ -128,15 +143,15 @@ def watch_chain(chain: Chain, output_type: str) -> Iterator[WatchedPictures]:
         carry = start_chain(state, images, keys)
         if chain.devices:
             # Place the carry where the calls place it. Another placement would compile once more.
-            samples = shard_batch((carry.sample, carry.memory), chain.devices)
-            carry = ChainCarry(*samples, replicate(carry.calls_done, chain.devices))
+            rows = shard_batch((carry.sample, carry.memory), chain.devices)
+            carry = ChainCarry(*rows, replicate(carry.calls_done, chain.devices))
     for calls_done in range(1, total + 1):
         with mesh_of_devices(chain.devices):
             carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
-            pictures = carry.sample
+            samples = carry.sample
             if calls_done < total:
-                pictures = jnp.where(masks == 1, images, previews[0])
-            pictures = _finite(pictures[: chain.num_results])
+                samples = jnp.where(masks == 1, images, previews[0])
+            pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
         yield WatchedPictures(calls_done, total, as_output(pictures, output_type, chain.looks))
 
 

@@ -6,7 +6,7 @@ that training changes. So a run that was stopped and resumed ends with the same 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,18 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from repaint_jax.files import StrPath
+from repaint_jax.models.families import EDM, Flow, Scheduler
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_int
-from repaint_jax.sampling.config import PREDICTION_TYPES
+from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate, shard_batch
 from repaint_jax.sampling.inpaint import ModelFn
 from repaint_jax.sampling.keys import check_seed, seed_key
 
 Params = Any
 
+OBJECTIVES = ("ddpm", "edm", "flow")
 TIMESTEP_DENSITIES = ("uniform", "lognormal")
 
 
@@ -46,12 +48,17 @@ class TrainingConfig:
         decay_fraction: the share of the steps, in [0, 1], over which the learning rate decays.
         max_grad_norm: the largest global norm of the gradients. Larger ones are scaled down to it.
         ema_decay: the decay of the moving average of the weights. The averaged weights are exported.
-        prediction_type: the network's target: "epsilon" (the noise), "sample" (the clean sample) or
+        objective: what the network learns: "ddpm" (the noise levels of DDPM's betas), "edm" (the network of
+            EDM's preconditioning, Karras et al. 2022, arXiv 2206.00364) or "flow" (the velocity z - x_0 of
+            a rectified flow, Liu et al. 2022, arXiv 2209.03003).
+        prediction_type: the target of `model_fn`: "epsilon" (the noise), "sample" (the clean sample) or
             "v_prediction", v = sqrt(abar) z - sqrt(1 - abar) x_0 (Salimans and Ho 2022, arXiv 2202.00512).
+            The default is "epsilon" for the objective "ddpm". The others have "sample" alone, with weights
+            that make it the network's own error.
         timestep_density: the distribution of the training timesteps: "uniform" as in DDPM, or "lognormal",
             in which ln sigma is normal with mean -0.5 and standard deviation 1.5, after Karras et al. 2022
-            (arXiv 2206.00364, table 1). One draw in ten of "lognormal" is uniform, so that no timestep is
-            left untrained.
+            (table 1). One draw in ten of "lognormal" is uniform, so that no timestep is left untrained. The
+            default is "lognormal" for the objective "edm" and "uniform" for the others.
         random_flip: whether to mirror half of the images of each epoch, left to right.
         random_shift: the largest shift of an image along each axis, in pixels. Every epoch draws new
             shifts. The pixels of the edge are repeated.
@@ -65,8 +72,9 @@ class TrainingConfig:
     decay_fraction: float = 0.2
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
-    prediction_type: str = "epsilon"
-    timestep_density: str = "uniform"
+    objective: str = "ddpm"
+    prediction_type: str = ""
+    timestep_density: str = ""
     random_flip: bool = False
     random_shift: int = 0
     seed: int = 0
@@ -83,16 +91,28 @@ class TrainingConfig:
         for name in ("decay_fraction", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
-        if self.prediction_type not in PREDICTION_TYPES:
+        _check_choice("objective", self.objective, OBJECTIVES)
+        is_ddpm = self.objective == "ddpm"
+        if not self.prediction_type:
+            object.__setattr__(self, "prediction_type", "epsilon" if is_ddpm else "sample")
+        if not self.timestep_density:
+            density = "lognormal" if self.objective == "edm" else "uniform"
+            object.__setattr__(self, "timestep_density", density)
+        _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        if not is_ddpm and self.prediction_type != "sample":
             raise ValueError(
-                f"prediction_type is {self.prediction_type!r}, "
-                f"expected one of {', '.join(PREDICTION_TYPES)}"
+                f"prediction_type is {self.prediction_type!r}, expected 'sample' or none with "
+                f"objective={self.objective!r}"
             )
-        if self.timestep_density not in TIMESTEP_DENSITIES:
-            raise ValueError(
-                f"timestep_density is {self.timestep_density!r}, "
-                f"expected one of {', '.join(TIMESTEP_DENSITIES)}"
-            )
+        _check_choice("timestep_density", self.timestep_density, TIMESTEP_DENSITIES)
+
+    def scheduler(self) -> Scheduler:
+        """Return the noise levels of a new network, and how it is called at them."""
+        if self.objective == "edm":
+            return EDM()
+        if self.objective == "flow":
+            return Flow()
+        return RePaintSchedulerConfig(prediction_type=self.prediction_type)
 
 
 class TrainState(NamedTuple):
@@ -146,11 +166,15 @@ def timestep_probabilities(density: str, alphas_cumprod: NDArray[np.float64]) ->
 
 
 def make_train_step(
-    config: TrainingConfig, model_fn: ModelFn, alphas_cumprod: NDArray[np.float64]
+    config: TrainingConfig,
+    model_fn: ModelFn,
+    alphas_cumprod: NDArray[np.float64],
+    loss_weights: NDArray[np.float64] | None = None,
 ) -> Callable[[TrainState, ArrayLike], tuple[TrainState, jax.Array]]:
     """Build the jitted `train_step(state, images) -> (state, loss)`.
 
-    `images` are [B, H, W, C], floating, in [-1, 1]. The loss is the mean squared error of the prediction.
+    `images` are [B, H, W, C], floating, in [-1, 1]. The loss is the mean squared error of the prediction,
+    weighted if loss_weights [num_train_timesteps] are given.
     """
     tx = optimizer(config)
     signal = jnp.asarray(np.sqrt(alphas_cumprod), jnp.float32)
@@ -166,7 +190,10 @@ def make_train_step(
         a, s = signal[timesteps, None, None, None], noise_level[timesteps, None, None, None]
         target = {"epsilon": z, "sample": images, "v_prediction": a * z - s * images}
         prediction = model_fn(params, a * images + s * z, timesteps)
-        return jnp.mean(jnp.square(prediction - target[config.prediction_type]))
+        error = jnp.square(prediction - target[config.prediction_type])
+        if loss_weights is not None:
+            error *= jnp.asarray(loss_weights, jnp.float32)[timesteps, None, None, None]
+        return jnp.mean(error)
 
     @jax.jit
     def train_step(state: TrainState, images: ArrayLike) -> tuple[TrainState, jax.Array]:
@@ -232,6 +259,7 @@ def train(
     alphas_cumprod: NDArray[np.float64],
     checkpoint_dir: StrPath,
     *,
+    loss_weights: NDArray[np.float64] | None = None,
     checkpoint_every: int = 1000,
     on_step: Callable[[int, float], None] | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
@@ -250,6 +278,8 @@ def train(
         images: the training images, [N, H, W, C] uint8.
         alphas_cumprod: abar of each training timestep, [num_train_timesteps], decreasing in (0, 1).
         checkpoint_dir: the folder in which Orbax keeps the last two states.
+        loss_weights: the weight of the squared error at each training timestep, [num_train_timesteps].
+            None means 1 for all.
         checkpoint_every: the number of steps between checkpoints. The last step always makes one.
         on_step: a function that is called as `on_step(steps_done, loss)` after each step.
         on_checkpoint: a function that is called as `on_checkpoint(state)` after each checkpoint, for
@@ -265,7 +295,7 @@ def train(
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     check_batches(config, images)
-    train_step = make_train_step(config, model_fn, alphas_cumprod)
+    train_step = make_train_step(config, model_fn, alphas_cumprod, loss_weights)
     state = replicate(create_train_state(config, params))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(Path(checkpoint_dir).absolute(), options=options) as checkpoints:
@@ -309,3 +339,8 @@ def check_steps_left(num_steps: int, steps_done: int) -> None:
         raise ValueError(
             f"num_steps is {num_steps}, expected at least the {steps_done} steps that are done"
         )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from repaint_jax.files import StrPath, read_json, whole_file, whole_folder, write_json
 from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
+from repaint_jax.models.families import Family, Scheduler, config_of, model_fn_of
 from repaint_jax.models.pretrained import load_pretrained, save_pretrained
 from repaint_jax.pictures.images import save_picture
 from repaint_jax.pictures.plots import square_grid
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_int
-from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate
 from repaint_jax.sampling.inpaint import inpaint
 from repaint_jax.sampling.keys import seed_key
@@ -68,22 +68,23 @@ def train_unet2d(
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     output = Path(output)
-    unet, scheduler_config = _initial_model(config, images.shape[1:], unet_config, initial_model)
+    unet, scheduler = _initial_model(config, images.shape[1:], unet_config, initial_model)
     check_batches(config, images)
-    model_fn, params = nnx_model_fn(unet)
+    network, params = nnx_model_fn(unet)
+    model_fn = model_fn_of(scheduler, network)
     initial_digest = None if initial_model is None else _digest(jax.tree.leaves(params))
     steps_done = _check_same_run(
         output,
         {
             "training": dataclasses.asdict(config),
             "unet": unet.config.to_dict(),
-            "scheduler": scheduler_config.to_dict(),
+            "scheduler": scheduler.to_dict(),
             "data": {"digest of the pictures": _digest([images])},
             "initial_model": {"digest of the initial model": initial_digest},
         },
     )
     _forget_later_steps(output / "log.csv", steps_done)
-    sampler = set_timesteps(create_state(scheduler_config), 50, jump_n_sample=1)
+    sampler = set_timesteps(create_state(config_of(scheduler)), 50, jump_n_sample=1)
     (output / "samples").mkdir(exist_ok=True)
 
     def draw_samples(state: TrainState) -> None:
@@ -119,15 +120,16 @@ def train_unet2d(
             model_fn,
             params,
             images,
-            noise_levels.alphas_cumprod(scheduler_config.betas),
+            noise_levels.alphas_cumprod(config_of(scheduler).betas),
             output / "checkpoints",
+            loss_weights=scheduler.loss_weights() if isinstance(scheduler, Family) else None,
             checkpoint_every=checkpoint_every,
             on_step=on_step,
             on_checkpoint=draw_samples,
         )
     nnx.update(unet, state.ema_params)
     with whole_folder(output / "model") as unfinished:
-        save_pretrained(unfinished, unet, scheduler_config, np.float16)
+        save_pretrained(unfinished, unet, scheduler, np.float16)
     return output / "model"
 
 
@@ -154,20 +156,18 @@ def _initial_model(
     image_shape: tuple[int, ...],
     unet_config: UNet2DConfig | None,
     initial_model: StrPath | None,
-) -> tuple[UNet2D, RePaintSchedulerConfig]:
+) -> tuple[UNet2D, Scheduler]:
     """Make or load the model that a run starts from, and check that it fits the images."""
     if initial_model is None:
         unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(seed_key(config.seed)))
-        scheduler_config = RePaintSchedulerConfig(prediction_type=config.prediction_type)
+        scheduler = config.scheduler()
     elif unet_config is not None:
         raise ValueError("unet_config is given together with initial_model, expected one of the two")
     else:
-        unet, scheduler_config = load_pretrained(initial_model)
-        if scheduler_config.prediction_type != config.prediction_type:
-            raise ValueError(
-                f"prediction_type is {config.prediction_type!r}, expected that of initial_model, "
-                f"{scheduler_config.prediction_type!r}"
-            )
+        unet, scheduler, autoencoder = load_pretrained(initial_model)
+        if autoencoder is not None:
+            raise ValueError(f"initial_model is {initial_model}, a latent model, expected one of pixels")
+        _check_same_objective(config, scheduler)
     expected = (*unet.config.height_and_width, unet.config.in_channels)
     if image_shape != expected:
         raise ValueError(
@@ -176,18 +176,37 @@ def _initial_model(
     if unet.config.is_class_conditional:
         raise ValueError("the model is class-conditional, expected one that is not: training has no labels")
     embedded = unet.config.num_train_timesteps
-    if unet.config.time_embedding_type == "learned" and embedded != scheduler_config.num_train_timesteps:
+    embedding = unet.config.time_embedding_type
+    if embedding == "fourier" or (embedding == "learned" and isinstance(scheduler, Family)):
         raise ValueError(
-            f"num_train_timesteps is {embedded}, expected the scheduler's "
-            f"{scheduler_config.num_train_timesteps}"
+            f"time_embedding_type is {embedding!r}, expected 'positional' for the objective "
+            f"{config.objective!r}"
         )
+    levels = config_of(scheduler).num_train_timesteps
+    if unet.config.time_embedding_type == "learned" and embedded != levels:
+        raise ValueError(f"num_train_timesteps is {embedded}, expected the scheduler's {levels}")
     if unet.config.dropout:
         raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
     if unet.config.out_channels != unet.config.in_channels:
         raise ValueError(
             f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
         )
-    return unet, scheduler_config
+    return unet, scheduler
+
+
+def _check_same_objective(config: TrainingConfig, scheduler: Scheduler) -> None:
+    """Raise if a model was trained for something else than what the run is to teach it."""
+    wanted = config.scheduler()
+    if scheduler.to_dict()["_class_name"] != wanted.to_dict()["_class_name"]:
+        raise ValueError(
+            f"objective is {config.objective!r}, expected that of initial_model, whose scheduler is a "
+            f"{scheduler.to_dict()['_class_name']}"
+        )
+    found = config_of(scheduler).prediction_type
+    if found != config_of(wanted).prediction_type:
+        raise ValueError(
+            f"prediction_type is {config.prediction_type!r}, expected that of initial_model, {found!r}"
+        )
 
 
 def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
@@ -202,8 +221,10 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
         (int(one.name) for one in (output / "checkpoints").glob("*") if one.name.isdecimal()), default=0
     )
     if path.exists() and steps_done:
-        # Earlier versions did not record the last three sections. Their runs may still be resumed.
+        # Earlier versions recorded neither the last three sections nor settings that they did not have.
+        # Their runs may still be resumed.
         before = {**settings, **read_json(path)}
+        before["training"] = {**dataclasses.asdict(TrainingConfig()), **before["training"]}
         for section in settings:
             for name, value in settings[section].items():
                 earlier = before[section].get(name)

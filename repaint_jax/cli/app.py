@@ -61,6 +61,7 @@ def serve(
     model: StrPath,
     *,
     dtype: str | None = None,
+    autoencoder: StrPath | None = None,
     background: Colour = DEFAULT_BACKGROUND,
     host: str,
     port: int,
@@ -71,6 +72,7 @@ def serve(
         model: the model, as in `RePaintPipeline.from_pretrained`. The pictures in its folder `images`, if
             there is one, become the examples.
         dtype: the dtype of the model's arithmetic.
+        autoencoder: the autoencoder of a latent model, as in `RePaintPipeline.from_pretrained`.
         background: the colour behind transparent pixels, as for a call of the pipeline.
         host: the address to listen on.
         port: the port to listen on.
@@ -87,7 +89,7 @@ def serve(
         raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
     address = f"[{host}]" if family == socket.AF_INET6 else host
     _reach_without_proxy(host)
-    pipe = RePaintPipeline.from_pretrained(model, dtype=dtype)
+    pipe = RePaintPipeline.from_pretrained(model, dtype=dtype, autoencoder=autoencoder)
     prepared = Event()
     page = build_page(pipe, pictures_of_model(model), prepared.wait, background)
     page.launch(

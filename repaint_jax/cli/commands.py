@@ -54,7 +54,7 @@ def demo(options: argparse.Namespace) -> int:
             f"--model is {options.model}, expected a model with pictures in its folder images; "
             "use repaint-jax inpaint for your own pictures"
         )
-    pipe = RePaintPipeline.from_pretrained(options.model)
+    pipe = _pipeline(options)
     height, width, _ = pipe.image_shape
     wide_key, narrow_key = jax.random.split(seed_key(6))
     holes = {
@@ -105,9 +105,7 @@ def inpaint(options: argparse.Namespace) -> int:
         )
     image = open_image(options.image)
     mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
-    pipe = RePaintPipeline.from_pretrained(
-        options.model, dtype=options.dtype, classifier=options.classifier
-    )
+    pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
     reading = {"resize": options.resize, "background": options.background}
@@ -170,6 +168,7 @@ def app(options: argparse.Namespace) -> int:
     serve(
         options.model,
         dtype=options.dtype,
+        autoencoder=options.autoencoder,
         background=options.background,
         host=options.host,
         port=options.port,
@@ -180,9 +179,7 @@ def app(options: argparse.Namespace) -> int:
 def folder(options: argparse.Namespace) -> int:
     """Inpaint a folder of pictures."""
     process_index, process_count = _join_processes(options)
-    pipe = RePaintPipeline.from_pretrained(
-        options.model, dtype=options.dtype, classifier=options.classifier
-    )
+    pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     failures = inpaint_folder(
         pipe,
         options.images,
@@ -258,7 +255,7 @@ def schedule(options: argparse.Namespace) -> int:
     """Count, time and draw a chain's model calls."""
     if options.output is not None:
         _check_output("--output", options.output, DRAWINGS)
-    pipe = RePaintPipeline.from_pretrained(options.model)
+    pipe = _pipeline(options)
     state = pipe.set_timesteps(**_schedule(options))
     if options.output is not None:
         draw_schedule(state, options.output)
@@ -275,7 +272,7 @@ def _seconds_per_call(pipe: RePaintPipeline) -> float:
     labels = np.zeros(1, np.int32) if pipe.is_class_conditional or pipe.classifier is not None else None
     model_fn, params = pipe.guided_model(pipe.state.config, labels)
     call = jax.jit(model_fn)
-    sample = jnp.zeros((1, *pipe.image_shape))
+    sample = jnp.zeros((1, *pipe.latent_shape))
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -293,7 +290,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--scores is {options.scores}, expected a copy of it: this run overwrites the file"
         )
-    pipe = RePaintPipeline.from_pretrained(options.model)
+    pipe = _pipeline(options)
     height, width, channels = pipe.image_shape
     if height != width:
         raise ValueError(f"--model makes pictures of {height}x{width}, expected one that makes square ones")
@@ -343,6 +340,7 @@ def train(options: argparse.Namespace) -> int:
         warmup_steps=options.warmup_steps,
         decay_fraction=options.decay_fraction,
         ema_decay=options.ema_decay,
+        objective=options.objective,
         prediction_type=options.prediction_type,
         timestep_density=options.timestep_density,
         random_flip=options.random_flip,
@@ -360,6 +358,10 @@ def train(options: argparse.Namespace) -> int:
     )
     print(f"wrote {model}")
     return 0
+
+
+def _pipeline(options: argparse.Namespace, **loading: Any) -> RePaintPipeline:
+    return RePaintPipeline.from_pretrained(options.model, autoencoder=options.autoencoder, **loading)
 
 
 def _run_pipeline(

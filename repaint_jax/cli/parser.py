@@ -308,8 +308,17 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--decay-fraction", type=float, default=0.2, help="share of the steps in which it decays to 0"
     )
     train.add_argument("--ema-decay", type=float, default=0.999, help="decay of the averaged weights")
-    train.add_argument("--prediction-type", default="epsilon", help="epsilon, sample or v_prediction")
-    train.add_argument("--timestep-density", default="uniform", help="uniform or lognormal")
+    train.add_argument(
+        "--objective", default="ddpm", help="ddpm (noise levels of DDPM), edm or flow (a rectified flow)"
+    )
+    train.add_argument(
+        "--prediction-type",
+        default="",
+        help="epsilon (default), sample or v_prediction, with --objective ddpm",
+    )
+    train.add_argument(
+        "--timestep-density", default="", help="uniform or lognormal (default with --objective edm)"
+    )
     train.add_argument("--random-flip", action="store_true", help="mirror half of the pictures")
     train.add_argument(
         "--random-shift",
@@ -388,6 +397,10 @@ def _add_model_name(parser: argparse.ArgumentParser) -> None:
         default="bundled",
         help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or a model of "
         "this package: 'bundled' (clothes, grey, 28 x 28) or 'bundled/emoji' (colour, 32 x 32)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        help="diffusers folder or repository with the autoencoder of a latent model, if --model has none",
     )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax.files import whole_file
+from repaint_jax.models.latents import LatentSpace
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.sampling.keys import keys_of_data
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
@@ -41,6 +42,7 @@ class ChainRunner:
         batch_size: the number of rows of every batch.
         checkpoint_every: the number of model calls after which an unfinished chain is saved, or None.
         saved: the folder of unfinished chains.
+        latents: the autoencoder of a latent model, or None.
     """
 
     def __init__(
@@ -50,13 +52,14 @@ class ChainRunner:
         batch_size: int,
         checkpoint_every: int | None,
         saved: Path,
+        latents: LatentSpace | None = None,
     ):
         self.devices = jax.local_devices()
         self.saved = saved
-        self._state, self._model_of = state, model_of
+        self._state, self._model_of, self._latents = state, model_of, latents
         self._rows = batch_size  # rows computed at a time; fewer after a device has run out of memory
         self._checkpoint_every = checkpoint_every
-        self._models: dict[jax.Device, tuple[int, Any, Any]] = {}  # rows, model_fn, params
+        self._models: dict[jax.Device, tuple[int, Any, Any]] = {}  # rows, model_fn, params and latents
         self._placing = Lock()
         self._free: SimpleQueue[jax.Device] = SimpleQueue()
         for device in self.devices:
@@ -116,16 +119,19 @@ class ChainRunner:
         device: jax.Device,
     ) -> NDArray[np.float32]:
         with self._placing:  # JAX corrupts arrays that several threads copy at once
-            placed_rows, model_fn, params = self._models.pop(device, (0, None, None))
+            placed_rows, model_fn, placed = self._models.pop(device, (0, None, None))
             if placed_rows != rows:
                 model_fn, params = self._model_of(rows)  # replaces the params placed for more rows
-                params = jax.device_put(params, device)
-            self._models[device] = rows, model_fn, params
+                placed = jax.device_put((params, self._latents), device)
+            self._models[device] = rows, model_fn, placed
+        params, latents = placed
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
             image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
-            parts.append(self._chain(name, model_fn, params, image, mask, keys_of_data(key)))
+            inputs = (image, mask) if latents is None else latents.encode_known(image, mask)
+            sample = self._chain(name, model_fn, params, inputs, keys_of_data(key))
+            parts.append(np.asarray(sample if latents is None else latents.fill(sample, image, mask)))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(
@@ -133,14 +139,14 @@ class ChainRunner:
         name: str,
         model_fn: Callable[..., jax.Array],
         params: Any,
-        images: jax.Array,
-        masks: jax.Array,
+        inputs: tuple[jax.Array, jax.Array],
         keys: jax.Array,
-    ) -> NDArray[np.float32]:
+    ) -> jax.Array:
+        images, masks = inputs
         carry, total = start_chain(self._state, images, keys), self._state.num_model_calls or 0
         go_on = partial(continue_chain, self._state, model_fn, params, images, masks, keys)
         if self._checkpoint_every is None:
-            return np.asarray(go_on(carry, total).sample)
+            return go_on(carry, total).sample
         made_of = images, masks, jax.random.key_data(keys)
         digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in made_of)).hexdigest()[:16]
         path = self.saved / f"{name}-{digest}.npz"
@@ -157,7 +163,7 @@ class ChainRunner:
                     unfinished.open("wb") as file,
                 ):
                     np.savez(file, *jax.tree.leaves(carry))
-        return np.asarray(carry.sample)
+        return carry.sample
 
 
 def _saved_carry(path: Path, new: ChainCarry) -> ChainCarry:

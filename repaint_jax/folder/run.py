@@ -188,7 +188,7 @@ def inpaint_folder(
         keep_alpha=keep_alpha,
     )
     load = partial(_load, decode, pipe.image_shape, images, mask_paths, batch_size, seed_key(seed))
-    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS)
+    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
     with tqdm(total=total, initial=done, unit="result", disable=None) as bar:

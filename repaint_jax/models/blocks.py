@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from repaint_jax.models.autoencoder_config import AutoencoderConfig
 from repaint_jax.models.unet2d_config import UNet2DConfig
 
 
@@ -193,7 +194,7 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        c: UNet2DConfig,
+        c: UNet2DConfig | AutoencoderConfig,
         channels: int,
         num_groups: int | None,
         *,
@@ -231,7 +232,7 @@ class Downsample2D(nnx.Module):
         pads = (padding, padding) if padding else (0, 1)
         self.conv = nnx.Conv(channels, channels, (3, 3), strides=(2, 2), padding=(pads, pads), rngs=rngs)
 
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
         return self.conv(x)
 
 
@@ -241,7 +242,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
 
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
         return convolve_upsampled(self.conv, x)
 
 

@@ -30,7 +30,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _STEM = "diffusion_pytorch_model"
 
-Network = TypeVar("Network", bound=Encoder2D)
+Network = TypeVar("Network", bound=nnx.Module)
+UNet = TypeVar("UNet", bound=Encoder2D)
 Weights = Mapping[str, NDArray[Any]]
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -166,8 +167,8 @@ def _other_variants(names: Iterable[str]) -> str:
 
 
 def _load_folder(
-    cls: type[Network], class_name: str, folder: Path, dtype: Any, variant: str | None = None
-) -> Network:
+    cls: type[UNet], class_name: str, folder: Path, dtype: Any, variant: str | None = None
+) -> UNet:
     config_path = folder / CONFIG_NAME
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
@@ -178,12 +179,17 @@ def _load_folder(
 
 
 def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -> None:
+    save_module(module, {**module.config.to_dict(), "_class_name": class_name}, folder, dtype)
+
+
+def save_module(module: nnx.Module, config: Mapping[str, Any], folder: Path, dtype: Any) -> None:
+    """Write a module's parameters as safetensors, and its config as `config.json`."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = _torch_name(path)
         value = _cast(np.asarray(variable[...]), dtype, f"{folder}: {name}")
         tensors[name] = np.ascontiguousarray(value.transpose(_torch_axes(path, value.ndim)))
-    write_json(folder / CONFIG_NAME, {**module.config.to_dict(), "_class_name": class_name})
+    write_json(folder / CONFIG_NAME, config)
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     shutil.copymode(folder / CONFIG_NAME, folder / WEIGHTS_NAME)  # safetensors lets only the owner read it
 
@@ -220,6 +226,8 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
         tensor = weights[stored_names.pop(name)]
         axes = _torch_axes(path, variable.ndim)
         expected = tuple(variable.shape[axis] for axis in axes)
+        if path[-1] == "kernel" and tensor.shape == (*expected, 1, 1):
+            tensor = tensor.reshape(expected)  # a linear layer that was saved as a 1x1 convolution
         if tensor.shape != expected:
             raise ValueError(f"{source}: {name} has shape {tensor.shape}, expected {expected}")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):

@@ -1,23 +1,35 @@
 """Find, read and write a model together with the settings of its scheduler."""
 
+import os
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repaint_jax.files import Hub, StrPath, read_json, whole_folder, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
+from repaint_jax.models.autoencoder import Autoencoder
+from repaint_jax.models.autoencoder_checkpoints import load_autoencoder, save_autoencoder
 from repaint_jax.models.checkpoints import (
     download_model,
     load_unet2d_classifier,
     save_unet2d_classifier,
 )
+from repaint_jax.models.families import Scheduler, read_scheduler, write_scheduler
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.sampling.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
-from repaint_jax.sampling.config import RePaintSchedulerConfig
 
 INDEX_NAME = "model_index.json"
+_AUTOENCODERS = {"VQModel": "vqvae", "AutoencoderKL": "vae"}  # their parts in a pipeline's folder
+
+
+class Pretrained(NamedTuple):
+    """A model, the settings of its scheduler, and the autoencoder of a latent model."""
+
+    unet: UNet2D
+    scheduler: Scheduler
+    autoencoder: Autoencoder | None = None
 
 
 def load_pretrained(
@@ -25,46 +37,54 @@ def load_pretrained(
     *,
     dtype: Any = None,
     revision: str | None = None,
+    autoencoder: StrPath | Autoencoder | None = None,
     subfolder: StrPath | None = None,
     variant: str | None = None,
     token: str | bool | None = None,
     cache_dir: StrPath | None = None,
-) -> tuple[UNet2D, RePaintSchedulerConfig]:
+) -> Pretrained:
     """Read a model and the settings of its scheduler.
 
     Args:
         path_or_repo: see `RePaintPipeline.from_pretrained`.
         dtype: see `RePaintPipeline.from_pretrained`.
         revision: see `RePaintPipeline.from_pretrained`.
+        autoencoder: see `RePaintPipeline.from_pretrained`.
         subfolder: see `RePaintPipeline.from_pretrained`.
         variant: see `RePaintPipeline.from_pretrained`.
         token: see `RePaintPipeline.from_pretrained`.
         cache_dir: see `RePaintPipeline.from_pretrained`.
     """
+    hub = Hub(revision, token, cache_dir)
+    if isinstance(autoencoder, str | os.PathLike):
+        autoencoder = load_autoencoder(autoencoder, dtype=dtype, token=token, cache_dir=cache_dir)
     path = model_folder(path_or_repo)
     if _is_checkpoint(path):
         for name, value in (("subfolder", subfolder), ("variant", variant)):
             if value is not None:
                 raise ValueError(f"{name} is {str(value)!r}, expected None for the checkpoint {path}")
-        return guided_diffusion.load_unet(path, dtype=dtype)
+        return Pretrained(*guided_diffusion.load_unet(path, dtype=dtype), autoencoder)
     places = _places(subfolder)
     inner, scheduler = places[0], SCHEDULER_CONFIG_NAME
     folder = download_model(
         path,
         (_join(inner, "unet"), inner),
         tuple(_join(p, name) for p in places for name in (INDEX_NAME, f"scheduler/{scheduler}", scheduler)),
-        Hub(revision, token, cache_dir),
+        hub,
         variant,
     )
     if not (folder / inner).is_dir():
         raise FileNotFoundError(f"subfolder is {inner!r}, expected a folder in {folder}")
     for place in places:
         if (folder / place / INDEX_NAME).is_file():
-            _check_pixel_model(folder / place / INDEX_NAME)
+            part = _autoencoder_part(folder / place / INDEX_NAME)
+            if part is not None and autoencoder is None:
+                where = _join(place, part)
+                autoencoder = load_autoencoder(path, where, dtype=dtype, variant=variant, **hub._asdict())
     scheduler_folder = _component(folder, places, "scheduler", scheduler)
-    config = RePaintSchedulerConfig.from_pretrained(scheduler_folder)
     unet_folder = _component(folder, (inner,), "unet", "config.json")
-    return load_unet2d(unet_folder, dtype=dtype, variant=variant), config
+    unet = load_unet2d(unet_folder, dtype=dtype, variant=variant)
+    return Pretrained(unet, read_scheduler(scheduler_folder), autoencoder)
 
 
 def load_classifier(path: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
@@ -75,17 +95,26 @@ def load_classifier(path: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
 
 
 def save_pretrained(
-    folder: StrPath, unet: UNet2D, config: RePaintSchedulerConfig, dtype: Any = np.float32
+    folder: StrPath,
+    unet: UNet2D,
+    scheduler: Scheduler,
+    dtype: Any = np.float32,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
-    """Write a diffusers pipeline folder: `model_index.json`, `unet/` and `scheduler/`."""
+    """Write a diffusers pipeline folder: `model_index.json`, `unet/`, `scheduler/`, `vqvae/` or `vae/`."""
     folder = Path(folder)
     save_unet2d(unet, folder / "unet", dtype=dtype)
-    config.save_pretrained(folder / "scheduler")
-    index = {
+    write_scheduler(folder / "scheduler", scheduler)
+    index: dict[str, Any] = {
         "_class_name": "RePaintPipeline",
-        "scheduler": ["diffusers", "RePaintScheduler"],
+        "scheduler": ["diffusers", scheduler.to_dict()["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
+    if autoencoder is not None:
+        class_name = type(autoencoder).__name__
+        part = _AUTOENCODERS[class_name]
+        save_autoencoder(autoencoder, folder / part, dtype=dtype)
+        index.update({"_class_name": "LDMPipeline", part: ["diffusers", class_name]})
     write_json(folder / INDEX_NAME, index)
 
 
@@ -183,13 +212,15 @@ def _component(folder: Path, places: tuple[str, ...], name: str, config_name: st
     raise FileNotFoundError(message)
 
 
-def _check_pixel_model(index_path: Path) -> None:
-    """Raise if a pipeline has other parts than an unet and a scheduler, such as an autoencoder."""
+def _autoencoder_part(index_path: Path) -> str | None:
+    """Return the part of a pipeline that is its autoencoder. Raise if it has unknown parts."""
     index = read_json(index_path)
     parts = {name for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
-    others = sorted(parts - {"unet", "scheduler"})
+    autoencoders = sorted(parts & set(_AUTOENCODERS.values()))
+    others = sorted(parts - {"unet", "scheduler"} - set(autoencoders[:1]))
     if others:
         raise ValueError(
             f"{index_path} is of a {index.get('_class_name')} with {', '.join(others)}; only pipelines of "
-            "an unconditional unet and a scheduler are supported"
+            "an unconditional unet, a scheduler and an autoencoder are supported"
         )
+    return autoencoders[0] if autoencoders else None

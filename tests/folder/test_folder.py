@@ -25,7 +25,7 @@ import repaint_jax as rp
 from repaint_jax.cli.main import main
 from repaint_jax.folder.chains import ChainRunner
 from repaint_jax.folder.run import inpaint_folder
-from repaint_jax.pipeline import Classifier
+from repaint_jax.models.guidance import Classifier
 
 NUM_PICTURES = 7
 CALLS = 8

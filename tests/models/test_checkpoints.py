@@ -66,7 +66,7 @@ def test_pipelines_in_parts_or_in_one_folder_load_with_or_without_index(folder, 
         flatten(folder)
     if not indexed:
         (folder / "model_index.json").unlink()
-    module, config = load_pretrained(folder)
+    module, config, _ = load_pretrained(folder)
     assert config.num_train_timesteps == 500
     assert module.config == unet.config
     assert_same_parameters(module, unet, rtol=0)

@@ -127,6 +127,69 @@ def test_samples_are_those_of_the_posterior(levels):
     assert misfit < reference.gaussian_misfit_limit(missing.sum())
 
 
+def scaled_by_level(params, x, level, labels=None):
+    """Any network that takes its level, and labels, as a scalar or as [B]."""
+    by = jnp.asarray(level, x.dtype) if labels is None else jnp.asarray(level + labels, x.dtype)
+    return params * jnp.sin(x * by.reshape(by.shape + (1,) * (x.ndim - by.ndim)))
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (rp.denoiser_model_fn, CONFIGS["edm"]),
+        (rp.edm_model_fn, CONFIGS["edm"]),
+        (rp.flow_model_fn, CONFIGS["flow"]),
+        (partial(rp.flow_model_fn, data_at=1), CONFIGS["flow"]),
+        (rp.score_model_fn, CONFIGS["edm"]),
+        (partial(rp.score_model_fn, process="vp"), rp.RePaintSchedulerConfig()),
+    ],
+)
+def test_a_timestep_for_each_image_is_that_image_alone(make, config):
+    levels = []
+
+    def network(params, x, level, labels=None):
+        levels.append(level)
+        return scaled_by_level(params, x, level, labels)
+
+    model_fn, gain = make(network, config), jnp.float32(0.3)
+    samples = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype(np.float32)
+    timesteps, labels = jnp.array([0, 500, 999]), jnp.arange(3)
+    batch = model_fn(gain, samples, timesteps)
+    labelled = model_fn(gain, samples, timesteps, labels.astype(levels[0].dtype))
+    assert [level.shape for level in levels] == [(3,), (3,)]
+    for sample, timestep, label, one, one_labelled in zip(
+        samples, timesteps, labels, batch, labelled, strict=True
+    ):
+        np.testing.assert_allclose(one, model_fn(gain, sample, timestep), rtol=1e-5, atol=1e-5)
+        alone = model_fn(gain, sample, timestep, label.astype(levels[0].dtype))
+        np.testing.assert_allclose(one_labelled, alone, rtol=1e-5, atol=1e-5)
+    assert {level.shape for level in levels[2:]} == {()}
+    with pytest.raises(ValueError, match=r"timestep has shape \(2,\), expected a scalar or one for each"):
+        model_fn(gain, samples, timesteps[:2])
+    wider = make(lambda params, x, level: jnp.concatenate([x, x], -1), config)
+    with pytest.raises(ValueError, match=r"network returned shape \(3, 4, 4, 4\), expected \(3, 4, 4, 2\)"):
+        wider(gain, samples, timesteps)
+
+
+def test_the_score_of_vp_makes_the_chain_of_the_noise_prediction():
+    config = rp.RePaintSchedulerConfig(clip_sample=False)
+    abar = jnp.asarray(reference.alphas_cumprod(config.betas), jnp.float32)
+
+    def vp_score(params, x, timestep):
+        """Of N(sqrt(abar) MEAN, abar COV + 1 - abar)."""
+        a = abar[timestep]
+        along = matmul(x - jnp.sqrt(a) * MEAN.reshape((1,) * (x.ndim - 1) + (SIZE,)), VECTORS)
+        by = -1 / (a * jnp.asarray(VALUES) + 1 - a)
+        return matmul(along * by.reshape((1,) * (x.ndim - 1) + (SIZE,)), VECTORS.T)
+
+    for make in SCHEDULES.values():
+        state = make(config)
+        expected = rp.inpaint(state, noise_prediction(config), None, IMAGE, MASK, KEY)
+        model_fn = rp.score_model_fn(vp_score, config, process="vp")
+        made = rp.inpaint(state, model_fn, None, IMAGE, MASK, KEY)
+        np.testing.assert_allclose(made, expected, atol=3e-3)
+
+
 @pytest.mark.parametrize("family", ["edm, other data", "flow to data"])
 def test_families_work_under_vmap_and_in_bfloat16(family):
     config = CONFIGS["edm"]
@@ -307,6 +370,16 @@ def test_configs_of_continuous_levels_are_saved_and_loaded(tmp_path):
             lambda c: rp.denoiser_model_fn(denoise, c()),
             ValueError,
             "prediction_type is 'epsilon', expected",
+        ),
+        (
+            lambda c: rp.score_model_fn(score, c.edm(), "vp"),
+            ValueError,
+            "prediction_type is 'sample', expected 'epsilon'",
+        ),
+        (
+            lambda c: rp.score_model_fn(score, c.edm(), "sub-vp"),
+            ValueError,
+            "process is 'sub-vp', expected 've' or 'vp'",
         ),
     ],
 )

@@ -521,7 +521,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_converted_checkpoint_loads_as_the_checkpoint_itself(checkpoint: Path, tmp_path: Path):
     convert(checkpoint, tmp_path / "tiny", settings=tmp_path / "tiny.yml")
     settings = guided_diffusion.read_settings(tmp_path / "tiny.yml")
-    module, config = load_pretrained(tmp_path / "tiny")
+    module, config, _ = load_pretrained(tmp_path / "tiny")
     expected_module, expected_config = guided_diffusion.load_unet(checkpoint, settings)
     assert (module.config, config) == (expected_module.config, expected_config)
     assert config.beta_schedule == "squaredcos_cap_v2"

@@ -71,7 +71,7 @@ def test_unet_file_and_the_folder_made_of_it_give_its_outputs(name: str, tmp_pat
 
     settings_path.write_text(yaml.safe_dump(settings))
     convert(path, folder, settings=settings_path)
-    converted, converted_config = load_pretrained(folder)
+    converted, converted_config, _ = load_pretrained(folder)
     assert converted_config == config
     assert_same_parameters(converted, module)
     theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
@@ -90,7 +90,7 @@ def test_unet_of_any_heads_and_widths_gives_its_outputs_and_is_not_read_wrongly_
     torch.save(unet.state_dict(), tmp_path / "unet.pt")
     (tmp_path / "settings.yml").write_text(yaml.safe_dump(reference.flagged_settings(name)))
     convert(tmp_path / "unet.pt", tmp_path / "folder", settings=tmp_path / "settings.yml")
-    module, _ = load_pretrained(tmp_path / "folder")
+    module, *_ = load_pretrained(tmp_path / "folder")
     output = replay.unet(module, sample, timesteps)
     assert replay.relative_difference(output, expected) < 2e-5
     config = module.config
@@ -121,7 +121,7 @@ def test_file_of_half_precision_weights_gives_the_outputs_of_those_weights(tmp_p
     (tmp_path / "settings.yml").write_text(yaml.safe_dump(SETTINGS))
     convert(path, tmp_path / "folder", settings=tmp_path / "settings.yml", dtype=np.float16)
     module, _ = guided_diffusion.load_unet(path, SETTINGS)
-    converted, _ = load_pretrained(tmp_path / "folder")
+    converted, *_ = load_pretrained(tmp_path / "folder")
     assert_same_parameters(converted, module)
 
 

@@ -64,7 +64,7 @@ def test_cached_repository_loads_offline_at_each_revision(hub: Path, folder, une
     assert_same_parameters(load_unet2d("owner/tiny", "unet"), unet, rtol=0)
     assert rp.RePaintSchedulerConfig.from_pretrained("owner/tiny", "scheduler").num_train_timesteps == 1000
     for revision in ("dev", COMMITS["dev"]):
-        module, config = load_pretrained("owner/tiny", revision=revision)
+        module, config, _ = load_pretrained("owner/tiny", revision=revision)
         assert (module.conv_in.bias[0], config.num_train_timesteps) == (7, 500)
         assert load_unet2d("owner/tiny", revision=revision).conv_in.bias[0] == 7
         config = rp.RePaintSchedulerConfig.from_pretrained("owner/tiny", revision=revision)

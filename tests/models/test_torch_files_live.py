@@ -99,7 +99,7 @@ def test_official_checkpoint_loads_and_converts(tmp_path: Path, zipped: bool) ->
     module, config = guided_diffusion.load_unet(tmp_path / "tiny.pt", TINY_SETTINGS)
     words = ["convert", tmp_path / "tiny.pt", "-o", tmp_path / "tiny", "--config", tmp_path / "tiny.yml"]
     assert main(list(map(str, words))) == 0
-    again, again_config = load_pretrained(tmp_path / "tiny")
+    again, again_config, _ = load_pretrained(tmp_path / "tiny")
     assert (again.config, again_config) == (module.config, config)
     for one, other in zip(parameters(again), parameters(module), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -165,7 +165,7 @@ def test_checkpoint_of_any_usual_suffix_is_read(tmp_path: Path) -> None:
     for name in ("tiny.pt", "tiny.pth", "epoch=3.ckpt"):
         save({"state_dict": as_torch(guided_diffusion_weights((192, 384, 576, 768)))}, tmp_path / name)
         with pytest.warns(UserWarning, match=f"{re.escape(name)} does not tell all settings of the model"):
-            module, _ = load_pretrained(tmp_path / name, dtype="float16")
+            module, *_ = load_pretrained(tmp_path / name, dtype="float16")
         assert module.config.sample_size == 64
 
 

@@ -88,7 +88,7 @@ def test_unknown_option_that_is_off_changes_nothing(unet_config, value):
     ids=str,
 )
 def test_network_of_a_subfolder_has_the_scheduler_above_it(run: Path, subfolder, bias: float):
-    module, config = load_pretrained(run, subfolder=subfolder)
+    module, config, _ = load_pretrained(run, subfolder=subfolder)
     assert (module.conv_in.bias[0], config.num_train_timesteps) == (bias, 500)
     pipe = rp.RePaintPipeline.from_pretrained(run, subfolder=subfolder)
     assert pipe.state.config.num_train_timesteps == 500
@@ -101,7 +101,7 @@ def test_pipeline_in_a_subfolder_has_its_own_scheduler(run: Path, flat: bool):
     edit_json(inner / SCHEDULER, num_train_timesteps=70)
     if flat:
         flatten(inner)
-    module, config = load_pretrained(run, subfolder="checkpoint-500")
+    module, config, _ = load_pretrained(run, subfolder="checkpoint-500")
     assert (module.conv_in.bias[0], config.num_train_timesteps) == (2, 70)
     assert load_pretrained(run)[1].num_train_timesteps == 500
 

@@ -1,0 +1,152 @@
+"""diffusers' `AutoencoderKL` and `VQModel`: the autoencoders of latent diffusion (arXiv 2112.10752)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repaint_jax.models.autoencoder_blocks import Codebook, Decoder, Encoder
+from repaint_jax.models.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, VQModelConfig
+from repaint_jax.sampling.checks import check_floating
+
+
+class Autoencoder(nnx.Module):
+    """What both autoencoders share: checks, axes, dtypes and the scaling of latents."""
+
+    encoder: Encoder
+    decoder: Decoder
+
+    def __init__(self, config: AutoencoderConfig):
+        self.config = config
+
+    @property
+    def factor(self) -> int:
+        """Return the side of a latent in pixels."""
+        return self.config.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Return the number of channels of the latents."""
+        return self.config.latent_channels
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Return the latents of images, not scaled; see `scale_latents`.
+
+        Args:
+            images: [..., H, W, in_channels], floating, with values in [-1, 1]. H and W must be multiples of
+                `factor`.
+
+        Returns:
+            [..., H / factor, W / factor, latent_channels], of the images' dtype. Those of an
+            `AutoencoderKL` are the mean of the distribution of latents, not a draw from it. Those of a
+            `VQModel` are what its quantiser gets.
+        """
+        x = self._checked("images", images, self.config.in_channels, self.factor)
+        latents = self._encode(x)
+        return latents.reshape(*images.shape[:-3], *latents.shape[1:]).astype(images.dtype)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Return the images of latents that are not scaled; see `unscale_latents`.
+
+        Args:
+            latents: [..., h, w, latent_channels], floating. A `VQModel` first replaces each by the nearest
+                entry of its codebook.
+
+        Returns:
+            [..., factor h, factor w, out_channels], of the latents' dtype. Values can lie outside [-1, 1].
+        """
+        x = self._checked("latents", latents, self.latent_channels, 1)
+        images = self._decode(x)
+        return images.reshape(*latents.shape[:-3], *images.shape[1:]).astype(latents.dtype)
+
+    def _encode(self, x: jax.Array) -> jax.Array:  # [B, H, W, in_channels]
+        raise NotImplementedError
+
+    def _decode(self, x: jax.Array) -> jax.Array:  # [B, h, w, latent_channels]
+        raise NotImplementedError
+
+    def scale_latents(self, latents: jax.Array) -> jax.Array:
+        """Return (latents - shift) * scale: what a diffusion model of these latents gets."""
+        shift, scale = self._shift_and_scale(latents)
+        return (latents - shift) * scale
+
+    def unscale_latents(self, latents: jax.Array) -> jax.Array:
+        """Return latents / scale + shift, the inverse of `scale_latents`: what `decode` gets."""
+        shift, scale = self._shift_and_scale(latents)
+        return latents / scale + shift
+
+    def _shift_and_scale(self, latents: jax.Array) -> list[jax.Array]:
+        axes = range(latents.ndim - 1)
+        values = self.config.latents_shift_and_scale
+        return [jnp.expand_dims(jnp.asarray(value, latents.dtype), axes) for value in values]
+
+    def _checked(self, name: str, array: jax.Array, channels: int, multiple: int) -> jax.Array:
+        """Return an array with one batch axis in the parameters' dtype, or raise if it does not fit."""
+        check_floating(name, array)
+        shape = array.shape
+        if len(shape) < 3 or shape[-1] != channels or any(n == 0 or n % multiple for n in shape[-3:-1]):
+            sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
+            raise ValueError(f"{name} has shape {shape}, expected [..., H, W, {channels}]{sides}")
+        return jnp.asarray(array).reshape(-1, *shape[-3:]).astype(self.encoder.conv_in.kernel.dtype)
+
+
+class AutoencoderKL(Autoencoder):
+    """Autoencoder with the architecture, names and defaults of diffusers' `AutoencoderKL`.
+
+    Args:
+        config: the architecture.
+        rngs: random numbers for the initial parameters.
+    """
+
+    config: AutoencoderKLConfig
+
+    def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
+        super().__init__(config)
+        channels = config.latent_channels
+        self.encoder = Encoder(config, 2 * channels, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        self.quant_conv = (
+            nnx.Conv(2 * channels, 2 * channels, (1, 1), rngs=rngs) if config.use_quant_conv else None
+        )
+        self.post_quant_conv = (
+            nnx.Conv(channels, channels, (1, 1), rngs=rngs) if config.use_post_quant_conv else None
+        )
+
+    def _encode(self, x: jax.Array) -> jax.Array:
+        x = self.encoder(x)
+        if self.quant_conv is not None:
+            x = self.quant_conv(x)
+        return x[..., : self.latent_channels]  # the rest are logarithms of variances
+
+    def _decode(self, x: jax.Array) -> jax.Array:
+        return self.decoder(x if self.post_quant_conv is None else self.post_quant_conv(x))
+
+
+class VQModel(Autoencoder):
+    """Autoencoder with the architecture and names of diffusers' `VQModel`, whose latents are quantised.
+
+    Args:
+        config: the architecture.
+        rngs: random numbers for the initial parameters.
+    """
+
+    config: VQModelConfig
+
+    def __init__(self, config: VQModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(config)
+        channels, embed_dim = config.latent_channels, config.embed_dim
+        self.encoder = Encoder(config, channels, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        self.quant_conv = nnx.Conv(channels, embed_dim, (1, 1), rngs=rngs)
+        self.quantize = Codebook(config.num_vq_embeddings, embed_dim, rngs=rngs)
+        self.post_quant_conv = nnx.Conv(embed_dim, channels, (1, 1), rngs=rngs)
+
+    @property
+    def latent_channels(self) -> int:
+        """Return the number of channels of the latents, which are those of the codebook's entries."""
+        return self.config.embed_dim
+
+    def _encode(self, x: jax.Array) -> jax.Array:
+        return self.quant_conv(self.encoder(x))
+
+    def _decode(self, x: jax.Array) -> jax.Array:
+        return self.decoder(self.post_quant_conv(self.quantize(x)))

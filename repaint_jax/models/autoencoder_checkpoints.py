@@ -1,0 +1,84 @@
+"""Read and write autoencoders in diffusers' folder layout."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from repaint_jax.files import Hub, StrPath, read_json
+from repaint_jax.models.autoencoder import Autoencoder, AutoencoderKL, VQModel
+from repaint_jax.models.autoencoder_config import AutoencoderKLConfig, VQModelConfig
+from repaint_jax.models.checkpoints import (
+    CONFIG_NAME,
+    download_model,
+    load_module,
+    open_weights,
+    save_module,
+)
+
+_SUBFOLDERS = ("vae", "vqvae")  # those of diffusers' pipelines
+
+
+def load_autoencoder(
+    path_or_repo: StrPath,
+    subfolder: StrPath | None = None,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: StrPath | None = None,
+) -> AutoencoderKL | VQModel:
+    """Load an `AutoencoderKL` or a `VQModel` that diffusers or `save_autoencoder` saved.
+
+    The class is that in `config.json`, `_class_name`.
+
+    Args:
+        path_or_repo: see `load_unet2d`.
+        subfolder: the subfolder that has the autoencoder. In a pipeline it is "vae" or "vqvae".
+        dtype: dtype of the parameters and of the arithmetic; None means float32. In float16 the
+            autoencoders of Stable Diffusion XL overflow.
+        revision: see `load_unet2d`.
+        variant: see `load_unet2d`.
+        token: see `load_unet2d`.
+        cache_dir: see `load_unet2d`.
+
+    Returns:
+        The autoencoder.
+
+    Raises:
+        FileNotFoundError: the folder or a file does not exist.
+        ValueError: the folder has a model of another class, a file is damaged, or its tensors do not fit
+            the architecture.
+    """
+    inner = "" if subfolder is None else Path(subfolder).as_posix()
+    hints = () if inner else tuple(f"{name}/{CONFIG_NAME}" for name in _SUBFOLDERS)
+    hub = Hub(revision, token, cache_dir)
+    folder = download_model(path_or_repo, (inner,), hints, hub, variant) / inner
+    config_path = folder / CONFIG_NAME
+    if not config_path.exists():
+        for name in _SUBFOLDERS:
+            if (folder / name / CONFIG_NAME).is_file():
+                raise FileNotFoundError(f"{config_path} does not exist, expected subfolder={name!r}")
+    class_name = read_json(config_path).get("_class_name")
+    weights, source = open_weights(folder, variant)
+    if class_name == AutoencoderKLConfig.class_name:
+        kl_config = AutoencoderKLConfig.from_file(config_path)
+        return load_module(lambda: AutoencoderKL(kl_config, rngs=nnx.Rngs(0)), weights, source, dtype)
+    if class_name == VQModelConfig.class_name:
+        vq_config = VQModelConfig.from_file(config_path)
+        return load_module(lambda: VQModel(vq_config, rngs=nnx.Rngs(0)), weights, source, dtype)
+    found = "has no _class_name" if class_name is None else f"is of a {class_name}"
+    raise ValueError(f"{config_path} {found}, expected AutoencoderKL or VQModel")
+
+
+def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.float32) -> None:
+    """Write `config.json` and safetensors weights that diffusers can load.
+
+    Args:
+        module: the autoencoder.
+        folder: the folder to write. It is created if it is missing.
+        dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
+    """
+    save_module(module, module.config.to_dict(), Path(folder), dtype)

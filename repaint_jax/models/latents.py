@@ -1,0 +1,90 @@
+"""The latents of an autoencoder, as a latent diffusion model is inpainted with (arXiv 2112.10752).
+
+A picture with a hole becomes latents with a mask, and filled latents become a picture. The known pixels of
+that picture are those of the picture that was encoded.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repaint_jax import masks
+from repaint_jax.models.autoencoder import Autoencoder
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["graphdef", "factor", "channels"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentSpace:
+    """An autoencoder as a pytree. Its latents have the scale that the diffusion model was trained with.
+
+    Attributes:
+        params: the autoencoder's parameters.
+        graphdef: the autoencoder without them.
+        factor: side of a latent's cell in pixels.
+        channels: channels of the latents.
+    """
+
+    params: Any
+    graphdef: Any
+    factor: int
+    channels: int
+
+    @classmethod
+    def of(cls, autoencoder: Autoencoder) -> Self:
+        """Split an autoencoder into parameters and functions."""
+        graphdef, params = nnx.split(autoencoder)
+        return cls(params, graphdef, autoencoder.factor, autoencoder.latent_channels)
+
+    def autoencoder(self) -> Autoencoder:
+        """Return the autoencoder as a module."""
+        return nnx.merge(self.graphdef, self.params)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Return the model's latents [B, H/factor, W/factor, channels] of images [B, H, W, C]."""
+        return _encode(self, images)
+
+    def encode_known(self, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the latents of the known pixels, and the mask of the latents that saw nothing else.
+
+        Args:
+            images: [B, H, W, C], floating, in [-1, 1].
+            mask: [B, H, W, 1] of zeros and ones; 1 is known.
+
+        Returns:
+            Latents [B, H/factor, W/factor, channels], and their mask [B, H/factor, W/factor, 1].
+        """
+        return _encode_known(self, images, mask)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Return the images [..., H, W, C] of the model's latents, in [-1, 1]."""
+        return _decode(self, latents)
+
+    def fill(self, latents: jax.Array, images: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return images with decoded latents in their hole, and their known pixels as they are."""
+        return jnp.where(mask == 1, images, self.decode(latents).astype(images.dtype))
+
+
+@jax.jit
+def _encode(space: LatentSpace, images: jax.Array) -> jax.Array:
+    autoencoder = space.autoencoder()
+    return autoencoder.scale_latents(autoencoder.encode(images))
+
+
+@jax.jit
+def _encode_known(space: LatentSpace, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    blank = jnp.where(mask == 1, images, 0)  # what is in the hole must not reach the latents
+    return _encode(space, blank), masks.downsample(mask, space.factor)
+
+
+@jax.jit
+def _decode(space: LatentSpace, latents: jax.Array) -> jax.Array:
+    autoencoder = space.autoencoder()
+    return jnp.clip(autoencoder.decode(autoencoder.unscale_latents(latents)), -1, 1)
