@@ -260,6 +260,7 @@ def train(
     checkpoint_dir: StrPath,
     *,
     loss_weights: NDArray[np.float64] | None = None,
+    encode: Callable[[jax.Array], jax.Array] | None = None,
     checkpoint_every: int = 1000,
     on_step: Callable[[int, float], None] | None = None,
     on_checkpoint: Callable[[TrainState], None] | None = None,
@@ -280,6 +281,7 @@ def train(
         checkpoint_dir: the folder in which Orbax keeps the last two states.
         loss_weights: the weight of the squared error at each training timestep, [num_train_timesteps].
             None means 1 for all.
+        encode: a function that makes latents of images [B, H, W, C], to train a model of latents.
         checkpoint_every: the number of steps between checkpoints. The last step always makes one.
         on_step: a function that is called as `on_step(steps_done, loss)` after each step.
         on_checkpoint: a function that is called as `on_checkpoint(state)` after each checkpoint, for
@@ -309,7 +311,8 @@ def train(
             batches(config, images, first_step),
             strict=False,
         ):
-            state, mean_loss = train_step(state, shard_batch(batch))
+            placed: Any = shard_batch(batch)
+            state, mean_loss = train_step(state, placed if encode is None else encode(placed))
             done, loss = step + 1, float(mean_loss)
             if not math.isfinite(loss):  # checked before a checkpoint replaces the last good one
                 raise FloatingPointError(f"the loss is {loss} in step {done}, expected a finite number")

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax.files import StrPath, read_json, whole_file, whole_folder, write_json
-from repaint_jax.models import UNet2D, UNet2DConfig, nnx_model_fn
-from repaint_jax.models.families import Family, Scheduler, config_of, model_fn_of
-from repaint_jax.models.pretrained import load_pretrained, save_pretrained
+from repaint_jax.models import UNet2D, UNet2DConfig, load_autoencoder
+from repaint_jax.models.autoencoder import Autoencoder
+from repaint_jax.models.diffusion_model import DiffusionModel
 from repaint_jax.pictures.images import save_picture
 from repaint_jax.pictures.plots import square_grid
 from repaint_jax.sampling import noise_levels
@@ -28,7 +27,6 @@ from repaint_jax.sampling.devices import replicate
 from repaint_jax.sampling.inpaint import inpaint
 from repaint_jax.sampling.keys import seed_key
 from repaint_jax.sampling.repaint_schedule import set_timesteps
-from repaint_jax.sampling.scheduler import create_state
 from repaint_jax.training import (
     TrainingConfig,
     TrainState,
@@ -46,6 +44,7 @@ def train_unet2d(
     *,
     unet_config: UNet2DConfig | None = None,
     initial_model: StrPath | None = None,
+    autoencoder: StrPath | None = None,
     checkpoint_every: int = 1000,
 ) -> Path:
     """Train a `UNet2D` and export it, as `repaint-jax train` does.
@@ -60,7 +59,9 @@ def train_unet2d(
             `training_config.json` and the exported `model/`.
         unet_config: the architecture. If None, `small_unet_config` for the images.
         initial_model: a model to start from, as in `RePaintPipeline.from_pretrained`. The run takes its
-            weights, architecture and noise schedule.
+            weights, architecture, noise schedule and autoencoder.
+        autoencoder: the autoencoder in whose latents the model is trained, as in
+            `RePaintPipeline.from_pretrained`. None means a model of pixels.
         checkpoint_every: the number of steps between checkpoints.
 
     Returns:
@@ -68,30 +69,32 @@ def train_unet2d(
     """
     check_int("checkpoint_every", checkpoint_every, 1)
     output = Path(output)
-    unet, scheduler = _initial_model(config, images.shape[1:], unet_config, initial_model)
+    model = _initial_model(config, images.shape[1:], unet_config, initial_model, autoencoder)
     check_batches(config, images)
-    network, params = nnx_model_fn(unet)
-    model_fn = model_fn_of(scheduler, network)
-    initial_digest = None if initial_model is None else _digest(jax.tree.leaves(params))
+    digests = {
+        "data": ("pictures", [images]),
+        "initial_model": ("initial model", None if initial_model is None else model.params),
+        "autoencoder": ("autoencoder", model.latents),
+    }
     steps_done = _check_same_run(
         output,
         {
             "training": dataclasses.asdict(config),
-            "unet": unet.config.to_dict(),
-            "scheduler": scheduler.to_dict(),
-            "data": {"digest of the pictures": _digest([images])},
-            "initial_model": {"digest of the initial model": initial_digest},
+            "unet": _unet_config(model).to_dict(),
+            "scheduler": model.scheduler.to_dict(),
+            **{name: {f"digest of the {what}": _digest(part)} for name, (what, part) in digests.items()},
         },
     )
     _forget_later_steps(output / "log.csv", steps_done)
-    sampler = set_timesteps(create_state(config_of(scheduler)), 50, jump_n_sample=1)
+    sampler = set_timesteps(model.state, 50, jump_n_sample=1)
     (output / "samples").mkdir(exist_ok=True)
 
     def draw_samples(state: TrainState) -> None:
         # Inpainting without known pixels samples from the prior.
-        nothing = jnp.zeros((16, *images.shape[1:]))
+        nothing = jnp.zeros((16, *model.latent_shape))
         ema_params = replicate(state.ema_params, jax.local_devices()[:1])
-        samples = inpaint(sampler, model_fn, ema_params, nothing, nothing, seed_key(config.seed))
+        samples = inpaint(sampler, model.model_fn, ema_params, nothing, nothing, seed_key(config.seed))
+        samples = samples if model.latents is None else model.latents.decode(samples)
         save_picture(square_grid(samples), output / "samples" / f"step_{int(state.step):07d}.png")
 
     with (
@@ -117,19 +120,20 @@ def train_unet2d(
 
         state = train(
             config,
-            model_fn,
-            params,
+            model.model_fn,
+            model.params,
             images,
-            noise_levels.alphas_cumprod(config_of(scheduler).betas),
+            noise_levels.alphas_cumprod(model.state.config.betas),
             output / "checkpoints",
-            loss_weights=scheduler.loss_weights() if isinstance(scheduler, Family) else None,
+            loss_weights=None if model.family is None else model.family.loss_weights(),
+            encode=None if model.latents is None else model.latents.encode,
             checkpoint_every=checkpoint_every,
             on_step=on_step,
             on_checkpoint=draw_samples,
         )
-    nnx.update(unet, state.ema_params)
+    trained = dataclasses.replace(model, params=state.ema_params)
     with whole_folder(output / "model") as unfinished:
-        save_pretrained(unfinished, unet, scheduler, np.float16)
+        trained.save_pretrained(unfinished, dtype=np.float16)
     return output / "model"
 
 
@@ -156,57 +160,75 @@ def _initial_model(
     image_shape: tuple[int, ...],
     unet_config: UNet2DConfig | None,
     initial_model: StrPath | None,
-) -> tuple[UNet2D, Scheduler]:
+    autoencoder: StrPath | None,
+) -> DiffusionModel:
     """Make or load the model that a run starts from, and check that it fits the images."""
     if initial_model is None:
-        unet = UNet2D(unet_config or small_unet_config(image_shape), rngs=nnx.Rngs(seed_key(config.seed)))
-        scheduler = config.scheduler()
+        loaded = None if autoencoder is None else load_autoencoder(autoencoder)
+        if unet_config is None:
+            unet_config = small_unet_config(
+                image_shape if loaded is None else _latent_shape(loaded, image_shape)
+            )
+        unet = UNet2D(unet_config, rngs=nnx.Rngs(seed_key(config.seed)))
+        model = DiffusionModel.from_unet2d(unet, config.scheduler(), autoencoder=loaded)
     elif unet_config is not None:
         raise ValueError("unet_config is given together with initial_model, expected one of the two")
     else:
-        unet, scheduler, autoencoder = load_pretrained(initial_model)
-        if autoencoder is not None:
-            raise ValueError(f"initial_model is {initial_model}, a latent model, expected one of pixels")
-        _check_same_objective(config, scheduler)
-    expected = (*unet.config.height_and_width, unet.config.in_channels)
-    if image_shape != expected:
+        model = DiffusionModel.from_pretrained(initial_model, autoencoder=autoencoder)
+        _check_same_objective(config, model)
+    if image_shape != model.image_shape:
         raise ValueError(
-            f"images have shape {image_shape}, expected the model's {expected} (height, width, channels)"
+            f"images have shape {image_shape}, expected the model's {model.image_shape} (height, width, "
+            "channels)"
         )
-    if unet.config.is_class_conditional:
+    _check_trainable(config, model)
+    return model
+
+
+def _unet_config(model: DiffusionModel) -> UNet2DConfig:
+    assert model.unet_config is not None  # it is a UNet2D's
+    return model.unet_config
+
+
+def _latent_shape(autoencoder: Autoencoder, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    height, width, _ = image_shape
+    return height // autoencoder.factor, width // autoencoder.factor, autoencoder.latent_channels
+
+
+def _check_same_objective(config: TrainingConfig, model: DiffusionModel) -> None:
+    """Raise if a model was trained for something else than what the run is to teach it."""
+    class_name = model.scheduler.to_dict()["_class_name"]
+    if type(model.scheduler) is not type(config.scheduler()):
+        raise ValueError(
+            f"objective is {config.objective!r}, expected that of initial_model, whose scheduler is a "
+            f"{class_name}"
+        )
+    found = model.state.config.prediction_type
+    if found != config.prediction_type:
+        raise ValueError(
+            f"prediction_type is {config.prediction_type!r}, expected that of initial_model, {found!r}"
+        )
+
+
+def _check_trainable(config: TrainingConfig, model: DiffusionModel) -> None:
+    """Raise if a model's architecture cannot be trained on pictures alone for the run's objective."""
+    unet = _unet_config(model)
+    if unet.is_class_conditional:
         raise ValueError("the model is class-conditional, expected one that is not: training has no labels")
-    embedded = unet.config.num_train_timesteps
-    embedding = unet.config.time_embedding_type
-    if embedding == "fourier" or (embedding == "learned" and isinstance(scheduler, Family)):
+    embedding, levels = unet.time_embedding_type, model.state.config.num_train_timesteps
+    if embedding == "fourier" or (embedding == "learned" and model.family is not None):
         raise ValueError(
             f"time_embedding_type is {embedding!r}, expected 'positional' for the objective "
             f"{config.objective!r}"
         )
-    levels = config_of(scheduler).num_train_timesteps
-    if unet.config.time_embedding_type == "learned" and embedded != levels:
-        raise ValueError(f"num_train_timesteps is {embedded}, expected the scheduler's {levels}")
-    if unet.config.dropout:
-        raise ValueError(f"dropout is {unet.config.dropout}, expected 0: it is not supported in training")
-    if unet.config.out_channels != unet.config.in_channels:
+    if embedding == "learned" and unet.num_train_timesteps != levels:
         raise ValueError(
-            f"out_channels is {unet.config.out_channels}, expected in_channels={unet.config.in_channels}"
+            f"num_train_timesteps is {unet.num_train_timesteps}, expected the scheduler's {levels}"
         )
-    return unet, scheduler
-
-
-def _check_same_objective(config: TrainingConfig, scheduler: Scheduler) -> None:
-    """Raise if a model was trained for something else than what the run is to teach it."""
-    wanted = config.scheduler()
-    if scheduler.to_dict()["_class_name"] != wanted.to_dict()["_class_name"]:
-        raise ValueError(
-            f"objective is {config.objective!r}, expected that of initial_model, whose scheduler is a "
-            f"{scheduler.to_dict()['_class_name']}"
-        )
-    found = config_of(scheduler).prediction_type
-    if found != config_of(wanted).prediction_type:
-        raise ValueError(
-            f"prediction_type is {config.prediction_type!r}, expected that of initial_model, {found!r}"
-        )
+    if unet.dropout:
+        raise ValueError(f"dropout is {unet.dropout}, expected 0: it is not supported in training")
+    if unet.out_channels != unet.in_channels:
+        raise ValueError(f"out_channels is {unet.out_channels}, expected in_channels={unet.in_channels}")
 
 
 def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> int:
@@ -262,8 +284,11 @@ def _forget_later_steps(log: Path, steps_done: int) -> None:
         unfinished.write_text("".join([head, *kept]), encoding="utf-8")
 
 
-def _digest(arrays: Iterable[Any]) -> str:
+def _digest(arrays: Any) -> str | None:
+    """Return a digest of a tree of arrays, or None for None."""
+    if arrays is None:
+        return None
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in jax.tree.leaves(arrays):
         digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()[:16]

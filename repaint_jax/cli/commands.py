@@ -354,6 +354,7 @@ def train(options: argparse.Namespace) -> int:
         options.output,
         unet_config=UNet2DConfig.from_file(options.unet_config) if options.unet_config else None,
         initial_model=options.initial_model,
+        autoencoder=options.autoencoder,
         checkpoint_every=options.checkpoint_every,
     )
     print(f"wrote {model}")

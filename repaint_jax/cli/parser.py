@@ -286,6 +286,7 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="INIT_MODEL",
         help="start from the weights of this model, given as --model in the other commands",
     )
+    _add_autoencoder(train, "train in the latents of this autoencoder: diffusers folder or repository")
     train.add_argument(
         "--image-size", type=int, default=32, help="side to which a folder's pictures are resized"
     )
@@ -398,10 +399,13 @@ def _add_model_name(parser: argparse.ArgumentParser) -> None:
         help="diffusers folder, repository of the Hugging Face hub, official .pt checkpoint, or a model of "
         "this package: 'bundled' (clothes, grey, 28 x 28) or 'bundled/emoji' (colour, 32 x 32)",
     )
-    parser.add_argument(
-        "--autoencoder",
-        help="diffusers folder or repository with the autoencoder of a latent model, if --model has none",
+    _add_autoencoder(
+        parser, "diffusers folder or repository of a latent model's autoencoder, if not in --model"
     )
+
+
+def _add_autoencoder(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--autoencoder", metavar="AUTOENCODER", help=text)
 
 
 def _add_chain_options(parser: argparse.ArgumentParser, *, num_samples: int) -> None:

@@ -187,7 +187,12 @@ class DiffusionModel:
         unet = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
         nnx.update(unet, self.params)
         autoencoder = None if self.latents is None else self.latents.autoencoder()
-        save_pretrained(folder, unet, self.family or self.state.config, dtype, autoencoder)
+        save_pretrained(folder, unet, self.scheduler, dtype, autoencoder)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The settings of the scheduler that the model was trained for."""
+        return self.state.config if self.family is None else self.family
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
