@@ -32,11 +32,13 @@ def reference() -> dict[str, set[str]]:
 
 
 def public_members(cls: type) -> set[str]:
-    """Methods and properties that the class itself defines."""
+    """Methods and properties that the class or a class of this package that it extends defines."""
     kinds = (property, classmethod, staticmethod)
     return {
         name
-        for name, value in vars(cls).items()
+        for defining in cls.__mro__
+        if defining.__module__.startswith("repaint_jax")
+        for name, value in vars(defining).items()
         if (name == "__call__" or not name.startswith("_"))
         and (inspect.isfunction(value) or isinstance(value, kinds))
     }

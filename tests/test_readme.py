@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
+
+from repaint_jax.models import VQModel, VQModelConfig
+from repaint_jax.models.pretrained import load_pretrained, save_pretrained
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,22 +37,32 @@ BLOCKS = [
 
 
 @pytest.fixture
-def celebahq_in_the_hub_s_cache(model_folder: Path, tmp_path: Path, set_hub_constants) -> None:
-    """A tiny model in the place and the layout (all files in one folder) of the one the README names."""
+def models_in_the_hub_s_cache(model_folder: Path, tmp_path: Path, set_hub_constants) -> None:
+    """Tiny models in the place and the layout of those that the pages name."""
     set_hub_constants(HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE=True)
-    repository = tmp_path / "hub" / "models--google--ddpm-ema-celebahq-256"
-    snapshot = repository / "snapshots" / ("0" * 40)
+    # This one has all files in one folder.
+    snapshot = snapshot_of("google/ddpm-ema-celebahq-256", tmp_path)
     for folder in (model_folder, model_folder / "unet", model_folder / "scheduler"):
         shutil.copytree(
             folder, snapshot, ignore=shutil.ignore_patterns("unet", "scheduler"), dirs_exist_ok=True
         )
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    autoencoder = VQModel(VQModelConfig(latent_channels=1, norm_num_groups=8), rngs=nnx.Rngs(0))
+    unet, scheduler, _ = load_pretrained(model_folder)
+    save_pretrained(
+        snapshot_of("CompVis/ldm-celebahq-256", tmp_path), unet, scheduler, autoencoder=autoencoder
+    )
+
+
+def snapshot_of(repository: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    return folder / "snapshots" / ("0" * 40)
 
 
 @pytest.fixture
 def working_directory(
-    celebahq_in_the_hub_s_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models_in_the_hub_s_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder with the repository's package in it, and a picture with its mask."""
     (tmp_path / "repaint_jax").symlink_to(ROOT / "repaint_jax")
