@@ -72,8 +72,9 @@ def load_unet(
     layout, given = layout_of(weights, path), settings or {}
     config = unet_config(weights, path, given)
     settings, assumed = complete_settings(given, layout, path)
-    teacher = layout.of_consistency_models
-    scheduler = edm_of_teacher(settings) if teacher else scheduler_config(config, settings)
+    scheduler: Scheduler = (
+        edm_of_teacher(settings) if layout.of_consistency_models else scheduler_config(config, settings)
+    )
     renamed = DiffusersNames(weights, path, config, settings["use_new_attention_order"])
     module = load_module(lambda: UNet2D(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
     if assumed:

@@ -21,6 +21,7 @@ from repaint_jax.models import UNet2D, UNet2DConfig, guided_diffusion, pretraine
 from repaint_jax.models.families import EDM
 from repaint_jax.models.guided_diffusion_layout import layout_of
 from repaint_jax.models.guided_diffusion_settings import complete_settings
+from repaint_jax.models.guided_diffusion_teachers import edm_of_teacher
 
 CASES, RECORDED = replay.load("consistency_models.npz")
 BY_NAME = {case["name"]: case for case in CASES}
@@ -97,9 +98,17 @@ def denoised(
     return np.asarray(output), RECORDED["denoised"][CASES.index(case), level]
 
 
+@pytest.fixture(scope="module")
+def small() -> dict[str, tuple[UNet2D, EDM]]:
+    """The small networks, loaded once, with what `load_unet` says of them."""
+    return {
+        case["name"]: load(golden_weights.drawn(case["shapes"]), case["settings"])[:2] for case in SMALL
+    }
+
+
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case["name"])
-def test_model_gives_the_clean_pictures_of_karras_denoiser_at_four_noise_levels(case):
-    module, edm, _ = load(golden_weights.drawn(case["shapes"]), case["settings"])
+def test_model_gives_the_clean_pictures_of_karras_denoiser_at_four_noise_levels(case, small):
+    module, edm = small[case["name"]]
     assert edm == EDM(noise_scale=250.0)
     for level in range(len(case["levels"])):
         output, expected = denoised(module, edm, case, level)
@@ -108,22 +117,21 @@ def test_model_gives_the_clean_pictures_of_karras_denoiser_at_four_noise_levels(
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case["name"])
-def test_network_gives_their_outputs_at_fractional_timesteps(case):
-    module, _, _ = load(golden_weights.drawn(case["shapes"]), case["settings"])
+def test_network_gives_their_outputs_at_fractional_timesteps(case, small):
+    module, _ = small[case["name"]]
     labels = None if case["class_labels"] is None else jnp.asarray(case["class_labels"])
-    levels = zip(RECORDED["sigma"].astype(np.float64), RECORDED["x"], strict=True)
-    for level, (sigma, x) in enumerate(levels):
-        scaled, timestep = x / np.sqrt(sigma**2 + 0.25), 250 * np.log(sigma)
+    for level, (sigma, x) in enumerate(zip(RECORDED["sigma"], RECORDED["x"], strict=True)):
+        scaled = x / np.sqrt(sigma**2 + np.float32(0.25))
+        timestep = 250 * np.log(sigma)  # in float32 as theirs: one rounding more is 1e-4 at timestep 1500
         assert timestep != round(timestep)
-        output = module(jnp.asarray(scaled, jnp.float32), jnp.float32(timestep), labels)
+        output = module(jnp.asarray(scaled), jnp.asarray(timestep), labels)
         expected = RECORDED["model_output"][CASES.index(case), level]
         assert replay.relative_difference(np.asarray(output), expected) < 2e-5
 
 
-def test_another_order_of_heads_and_another_noise_scale_give_other_pictures(monkeypatch):
+def test_another_order_of_heads_and_another_noise_scale_give_other_pictures(small, monkeypatch):
     case, level = BY_NAME["unconditional"], 1
-    module, edm, _ = load(golden_weights.drawn(case["shapes"]), case["settings"])
-    output, expected = denoised(module, EDM(), case, level)
+    output, expected = denoised(small["unconditional"][0], EDM(), case, level)
     assert replay.relative_difference(output, expected) > 1e-2
     renamed = guided_diffusion.DiffusersNames
     monkeypatch.setattr(guided_diffusion, "DiffusersNames", lambda *args: renamed(*args[:3], False))
@@ -174,13 +182,12 @@ def test_warning_says_that_the_file_could_be_a_consistency_model():
         "belong in the .yml file that `repaint-jax convert --config` takes; a consistency model has the "
         "same tensors, but cannot be used"
     ]
-    _, _, messages = load(small_weights(), {"image_size": 8, "training_mode": "edm"})
-    assert messages[0].endswith("that `repaint-jax convert --config` takes")
 
 
 def test_noise_levels_are_those_of_the_settings():
-    _, edm, _ = load(small_weights(), TEACHER | {"sigma_min": 0.01, "sigma_max": 50})
-    assert (edm.sigma_min, edm.sigma_max, edm.noise_scale) == (0.01, 50, 250)
+    given, source = TEACHER | {"sigma_min": 0.01, "sigma_max": 50}, Path("teacher.pt")
+    settings, _ = complete_settings(given, layout_of(small_weights(), source), source)
+    assert edm_of_teacher(settings) == EDM(sigma_min=0.01, sigma_max=50.0, noise_scale=250.0)
 
 
 @pytest.mark.parametrize("name", ["cd_bedroom256_l2.pt", "ct_cat256.pt"])
