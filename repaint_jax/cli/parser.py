@@ -244,7 +244,8 @@ def _add_convert(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "convert",
         help="convert an official .pt checkpoint to a folder of safetensors",
         description="Convert a checkpoint of guided-diffusion, the format of the official RePaint models "
-        "and their classifier, to a folder for --model or --classifier. Only this conversion needs torch.",
+        "and their classifier, or an EDM teacher of consistency_models, to a folder for --model or "
+        "--classifier. Only this conversion needs torch.",
         formatter_class=_HelpWithDefaults,
         epilog="Example: repaint-jax convert celeba256_250000.pt -o celeba256 --dtype float16",
     )

@@ -7,7 +7,8 @@ Nearly all of the architecture follows from the names and shapes of the weights.
 order, the size of the pictures, the noise levels) comes from the `.yml` file of the dataset. Published
 models are recognised and need none. For any other model, what is missing is assumed, with a warning.
 
-Checkpoints of openai/improved-diffusion (Nichol and Dhariwal 2021, arXiv 2102.09672) have the same layout.
+Checkpoints of openai/improved-diffusion (Nichol and Dhariwal 2021, arXiv 2102.09672) have the same layout,
+and so have the EDM teachers of openai/consistency_models, but for the shapes of their attention.
 """
 
 from collections.abc import Mapping
@@ -19,9 +20,11 @@ from flax import nnx
 from repaint_jax.files import StrPath, warn
 from repaint_jax.models.checkpoints import load_module
 from repaint_jax.models.classifier import UNet2DClassifier
+from repaint_jax.models.families import Scheduler
 from repaint_jax.models.guided_diffusion_layout import Layout, layout_of
 from repaint_jax.models.guided_diffusion_names import DiffusersNames, Weights, is_classifier
 from repaint_jax.models.guided_diffusion_settings import complete_settings, read_settings
+from repaint_jax.models.guided_diffusion_teachers import edm_of_teacher
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
@@ -43,17 +46,19 @@ RESCALED_STEPS = 1000  # with rescale_timesteps, the network sees timesteps in [
 
 def load_unet(
     path: StrPath, settings: Mapping[str, Any] | None = None, dtype: Any = None
-) -> tuple[UNet2D, RePaintSchedulerConfig]:
+) -> tuple[UNet2D, Scheduler]:
     """Load an official checkpoint such as `celeba256_250000.pt`, and make the settings of its scheduler.
 
     Args:
         path: the `.pt` file. Reading it needs torch.
         settings: the content of the dataset's `.yml` file. Published models need none; for any other
-            model, what is missing is assumed, with a warning.
+            model, what is missing is assumed, with a warning. That a file of openai/consistency_models is
+            an EDM teacher, and no consistency model, is assumed with a warning too.
         dtype: dtype of the parameters; None means float32.
 
     Returns:
-        The model, and the settings of the scheduler that it was trained for.
+        The model, and the settings of the scheduler that it was trained for. An EDM teacher has an `EDM`
+        instead, whose `model_fn` calls the network as it was trained.
 
     Raises:
         ImportError: torch is not installed.
@@ -64,16 +69,20 @@ def load_unet(
     weights = TorchFile(path)
     if is_classifier(weights):
         raise ValueError(f"{path} is a classifier, expected a diffusion model")
-    settings, assumed = complete_settings(settings or {}, layout_of(weights, path), path)
-    config = unet_config(weights, path, settings)
-    scheduler = scheduler_config(config, settings)
+    layout, given = layout_of(weights, path), settings or {}
+    config = unet_config(weights, path, given)
+    settings, assumed = complete_settings(given, layout, path)
+    scheduler: Scheduler = (
+        edm_of_teacher(settings) if layout.of_consistency_models else scheduler_config(config, settings)
+    )
     renamed = DiffusersNames(weights, path, config, settings["use_new_attention_order"])
     module = load_module(lambda: UNet2D(config, rngs=nnx.Rngs(0)), renamed, path, dtype)
     if assumed:
         values = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
+        doubt = "; a consistency model has the same tensors, but cannot be used"
         warn(
             f"{path} does not tell all settings of the model; assumed {values}: other values belong in the "
-            ".yml file that `repaint-jax convert --config` takes"
+            f".yml file that `repaint-jax convert --config` takes{doubt * ('training_mode' in assumed)}"
         )
     return module, scheduler
 

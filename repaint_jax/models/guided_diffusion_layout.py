@@ -23,6 +23,8 @@ class Layout(NamedTuple):
         out_channels: channels of the output; for a classifier, the number of classes.
         time_embed_dim: length of the time embedding.
         num_classes: number of classes of a class-conditional model.
+        of_consistency_models: whether the code is that of openai/consistency_models. It alone has attention
+            with convolutions of two dimensions.
         image_size: height and width of the pictures. Only a classifier tells.
     """
 
@@ -36,6 +38,7 @@ class Layout(NamedTuple):
     out_channels: int
     time_embed_dim: int
     num_classes: int | None
+    of_consistency_models: bool
     image_size: int | None
 
     @property
@@ -48,11 +51,6 @@ class Layout(NamedTuple):
         """Return the channels that attention works on; the middle always has attention."""
         widths = zip(self.widths, self.attended, strict=True)
         return sorted({self.widths[-1], *(width for width, attention in widths if attention)})
-
-    @property
-    def is_published_kind(self) -> bool:
-        """Return whether the network has the options that all published ones have."""
-        return self.resnet_resampling and self.scale_shift and self.learns_variance
 
 
 def layout_of(weights: Weights, source: Path) -> Layout:
@@ -97,6 +95,7 @@ def layout_of(weights: Weights, source: Path) -> Layout:
         out_channels=out_channels,
         time_embed_dim=time_embed_dim,
         num_classes=shape("label_emb.weight", 2)[0] if "label_emb.weight" in weights else None,
+        of_consistency_models=_has_planar_attention(weights),
         image_size=_classifier_size(weights, levels) if classifier else None,
     )
 
@@ -119,6 +118,11 @@ def _layers_per_block(weights: Weights, source: Path) -> int:
         f"{source} has neither a way up nor attention, expected a guided-diffusion checkpoint"
         f"{first_names(weights)}"
     )
+
+
+def _has_planar_attention(weights: Weights) -> bool:
+    name = "middle_block.1.qkv.weight"
+    return name in weights and weights[name].ndim == 4
 
 
 def _classifier_size(weights: Weights, levels: int) -> int:

@@ -67,8 +67,8 @@ class DiffusersNames(Mapping[str, NDArray[Any]]):
             return self.computed[name]
         stored, part = self.stored[name]
         tensor = self.weights[stored]
-        if ".to_" in name and tensor.ndim == 3:  # a 1x1 convolution over a sequence is a linear layer
-            tensor = tensor[..., 0]
+        if ".to_" in name and set(tensor.shape[2:]) == {1}:  # a 1x1 convolution is a linear layer
+            tensor = tensor.reshape(tensor.shape[:2])
         if part is None:
             return tensor
         head_channels = _head_channels(name, self.config)

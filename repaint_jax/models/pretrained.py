@@ -125,7 +125,7 @@ def convert(
     settings: StrPath | None = None,
     dtype: Any = np.float32,
 ) -> None:
-    """Convert a guided-diffusion `.pt` file, of a model or a classifier, to a folder of safetensors.
+    """Convert a `.pt` file in guided-diffusion's layout, of a model or a classifier, to safetensors.
 
     Args:
         checkpoint: the file. Reading it needs torch; reading the folder does not.

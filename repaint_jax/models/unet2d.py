@@ -99,7 +99,8 @@ class UNet2D(Encoder2D):
 
     - `sample`: [B, H, W, in_channels], or one image [H, W, in_channels], floating. H and W must be
       divisible by 2^n, where n = len(block_out_channels) - 1 is the number of downsamplings.
-    - `timestep`: an integer, or an integer array of shape [] or [B].
+    - `timestep`: a number, or an array of shape [] or [B]. It may be a fraction, as EDM networks have it,
+      unless the time embedding is "learned".
     - `class_labels`: only for a class-conditional model. Integers, [] or [B]; with class_embed_type
       "identity", vectors [B, time_embed_dim].
 
