@@ -152,8 +152,7 @@ class UNet2D(Encoder2D):
         if image is not None:
             x = x + image
         if self.config.time_embedding_type == "fourier":  # the timestep of such models is the noise level
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            x = x.astype(wide) / timesteps.astype(wide)[:, None, None, None]
+            x = x.astype(jnp.float32) / timesteps.astype(jnp.float32)[:, None, None, None]
         return (x if sample.ndim == 4 else x[0]).astype(sample.dtype)
 
 

@@ -291,15 +291,16 @@ class UNet2DConfig:
         for channels in widths:
             check_int("block_out_channels", channels, 1)
         for place, channels, groups in self._norms():
-            if channels in widths and "Skip" not in place and channels % groups:
+            if groups > 0 and channels % groups == 0:
+                continue
+            if channels in widths and groups == self.norm_num_groups and "Skip" not in place:
                 raise ValueError(
                     f"block_out_channels has {channels}, expected a multiple of norm_num_groups={groups}"
                 )
-            if groups == 0 or channels % groups:
-                raise ValueError(
-                    f"block_out_channels is {widths}, expected channels that group norms can divide: "
-                    f"{place} has {channels} in {groups} groups"
-                )
+            raise ValueError(
+                f"block_out_channels is {widths}, expected channels that group norms can divide: "
+                f"{place} has {channels} in {groups} groups"
+            )
         if self.attn_norm_num_groups is not None and widths[-1] % self.attn_norm_num_groups:
             raise ValueError(
                 f"attn_norm_num_groups is {self.attn_norm_num_groups}, expected a divisor of the "
