@@ -13,6 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from repaint_jax.models.autoencoder_config import AutoencoderConfig
+from repaint_jax.models.resampling import (
+    convolve_upsampled,
+    downsampled,
+    fir_downsampled,
+    fir_upsampled,
+    upsampled,
+)
 from repaint_jax.models.unet2d_config import UNet2DConfig
 
 
@@ -44,7 +51,8 @@ class GaussianFourierProjection(nnx.Module):
 
     def __call__(self, timesteps: jax.Array) -> jax.Array:  # [B] -> [B, features]
         frequencies = jax.lax.stop_gradient(self.weight[...].astype(jnp.float32))
-        angles = 2 * math.pi * jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies[None]
+        # The products are in the order of diffusers, since rounding moves an angle of hundreds by 3e-5.
+        angles = 2 * math.pi * (jnp.log(timesteps.astype(jnp.float32))[:, None] * frequencies[None])
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -77,56 +85,13 @@ class GroupNorm(nnx.Module):
         return (centred * jnp.expand_dims(gain, pixels) + bias).astype(x.dtype)
 
 
-def upsampled(x: jax.Array) -> jax.Array:
-    """Double height and width by repeating pixels."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def convolve_upsampled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-    """Return `conv(upsampled(x))` for a 3x3 convolution, with 4/9 of the multiplications.
-
-    Two of the three rows in a window are copies of the same row of x, and the same holds for columns. Each
-    output pixel therefore depends on 2x2 pixels of x, through a 2x2 kernel of sums of rows and columns of
-    the 3x3 kernel. The four output pixels of each pixel of x have four such kernels.
-    """
-
-    def halves(kernel: jax.Array, axis: int) -> list[tuple[jax.Array, tuple[int, int]]]:
-        """Return kernel and padding for the outputs at even and at odd positions along an axis."""
-        first, middle, last = jnp.split(kernel, 3, axis)
-        even = jnp.concatenate([first, middle + last], axis)
-        odd = jnp.concatenate([first + middle, last], axis)
-        return [(even, (1, 0)), (odd, (0, 1))]
-
-    batch, height, width, _ = x.shape
-    # One pair of axes is merged at a time: JAX cannot tell the sharding of two at once on explicit meshes.
-    rows = [
-        jnp.stack(
-            [
-                jax.lax.conv_general_dilated(
-                    x, kernel, (1, 1), (above, beside), dimension_numbers=("NHWC", "HWIO", "NHWC")
-                )
-                for kernel, beside in halves(of_rows, 1)
-            ],
-            axis=3,
-        ).reshape(batch, height, 2 * width, -1)
-        for of_rows, above in halves(conv.kernel[...], 0)
-    ]
-    result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
-    return result if conv.bias is None else result + conv.bias[None, None, None]
-
-
-def downsampled(x: jax.Array) -> jax.Array:
-    """Halve height and width by averaging pixels."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width, channels)  # a split at a time, as in `convolve_upsampled`
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-
-
 class ResnetBlock2D(nnx.Module):
     """Two 3x3 convolutions with the time embedding between them and a residual connection around them.
 
-    `resample` is applied before the first convolution and to the residual. As in DDPM, the last convolution
-    is initialised with zeros, so an untrained block is the identity.
+    `resample` is applied before the first convolution and to the residual, which then passes a 1x1
+    convolution if `resample` filters. `num_groups` are those of the two norms; None means those of the
+    config. As in DDPM, the last convolution is initialised with zeros, so an untrained block is the
+    identity.
     """
 
     def __init__(
@@ -136,20 +101,23 @@ class ResnetBlock2D(nnx.Module):
         out_channels: int,
         *,
         scale: float = 1.0,
-        resample: Literal["up", "down"] | None = None,
+        resample: Literal["up", "down", "fir_up", "fir_down"] | None = None,
+        num_groups: tuple[int, int] | None = None,
         rngs: nnx.Rngs,
     ):
+        first_groups, second_groups = num_groups or (c.num_groups(in_channels), c.num_groups(out_channels))
         self.scale_shift = c.resnet_time_scale_shift == "scale_shift"
-        self.norm1 = GroupNorm(in_channels, c.norm_num_groups, c.norm_eps)
+        self.norm1 = GroupNorm(in_channels, first_groups, c.norm_eps)
         self.conv1 = nnx.Conv(in_channels, out_channels, (3, 3), rngs=rngs)
         self.time_emb_proj = nnx.Linear(c.time_embed_dim, out_channels * (1 + self.scale_shift), rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, c.norm_num_groups, c.norm_eps)
+        self.norm2 = GroupNorm(out_channels, second_groups, c.norm_eps)
         self.dropout = nnx.Dropout(c.dropout) if c.dropout else None
         self.conv2 = nnx.Conv(
             out_channels, out_channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs
         )
+        has_shortcut = in_channels != out_channels or resample in ("fir_up", "fir_down")
         self.conv_shortcut = (
-            nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs) if in_channels != out_channels else None
+            nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs) if has_shortcut else None
         )
         self.scale, self.resample = scale, resample
 
@@ -159,6 +127,10 @@ class ResnetBlock2D(nnx.Module):
             x, h = upsampled(x), convolve_upsampled(self.conv1, h)
         elif self.resample == "down":
             x, h = downsampled(x), self.conv1(downsampled(h))
+        elif self.resample == "fir_up":
+            x, h = fir_upsampled(x), self.conv1(fir_upsampled(h))
+        elif self.resample == "fir_down":
+            x, h = fir_downsampled(x), self.conv1(fir_downsampled(h))
         else:
             h = self.conv1(h)
         embedding = self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
@@ -261,9 +233,10 @@ class DownBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [in_channels] + [out_channels] * (c.layers_per_block - 1)
+        groups = c.num_groups(out_channels)
         self.resnets = nnx.List([ResnetBlock2D(c, width, out_channels, rngs=rngs) for width in widths])
         self.attentions = nnx.List(
-            [Attention(c, out_channels, c.norm_num_groups, head_dim=head_dim, rngs=rngs) for _ in widths]
+            [Attention(c, out_channels, groups, head_dim=head_dim, rngs=rngs) for _ in widths]
             if kind == "AttnDownBlock2D"
             else []
         )
@@ -329,6 +302,7 @@ class UpBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        groups = c.num_groups(out_channels)
         self.resnets = nnx.List(
             [
                 ResnetBlock2D(c, width + skip, out_channels, rngs=rngs)
@@ -336,7 +310,7 @@ class UpBlock(nnx.Module):
             ]
         )
         self.attentions = nnx.List(
-            [Attention(c, out_channels, c.norm_num_groups, head_dim=head_dim, rngs=rngs) for _ in widths]
+            [Attention(c, out_channels, groups, head_dim=head_dim, rngs=rngs) for _ in widths]
             if kind == "AttnUpBlock2D"
             else []
         )

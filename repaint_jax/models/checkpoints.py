@@ -2,7 +2,8 @@
 
 A Flax parameter has another name than the torch tensor, and another order of axes. Convolution kernels are
 HWIO in Flax and OIHW in torch, and the matrices of linear layers are transposed. Checkpoints from before
-diffusers 0.12 have other names for the four layers of an attention block. They can be loaded too.
+diffusers 0.12 have other names for the four layers of an attention block, and old ones have the frequencies
+of a Fourier embedding under two names. They can be loaded too.
 """
 
 import os
@@ -36,6 +37,7 @@ Weights = Mapping[str, NDArray[Any]]
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_FREQUENCIES, _FREQUENCIES = "time_proj.W", "time_proj.weight"
 _TORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels; other tensors have the same axes in both
 
 
@@ -212,8 +214,9 @@ def load_module(make: Callable[[], Network], weights: Weights, source: Path, dty
     """
     dtype = jnp.float32 if dtype is None else dtype
     module = nnx.eval_shape(make)
-    stored_names = {_present_name(name): name for name in weights}
-    for name in weights:
+    names = [name for name in weights if name != _OLD_FREQUENCIES or _FREQUENCIES not in weights]
+    stored_names = {_present_name(name): name for name in names}
+    for name in names:
         if stored_names[_present_name(name)] != name:
             raise ValueError(f"{source} has a tensor under two names: {name}, {_present_name(name)}")
     variables = {
@@ -258,6 +261,8 @@ def _torch_name(path: tuple[Any, ...]) -> str:
 
 
 def _present_name(name: str) -> str:
+    if name == _OLD_FREQUENCIES:
+        return _FREQUENCIES
     return ".".join(_OLD_ATTENTION_NAMES.get(part, part) for part in name.split("."))
 
 

@@ -55,7 +55,7 @@ class UNet2DClassifier(Encoder2D):
         channels = config.block_out_channels[-1]
         factor = 2 ** (len(config.block_out_channels) - 1)
         height, width = config.height_and_width
-        self.conv_norm_out = GroupNorm(channels, config.norm_num_groups, config.norm_eps)
+        self.conv_norm_out = GroupNorm(channels, config.num_groups(channels), config.norm_eps)
         self.pool = AttentionPool2D(
             (height // factor) * (width // factor),
             channels,

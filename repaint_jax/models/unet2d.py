@@ -1,4 +1,7 @@
-"""The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), as diffusers' `UNet2DModel`."""
+"""The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), as diffusers' `UNet2DModel`.
+
+With Skip blocks and Fourier embeddings it is NCSN++ (Song et al. 2021, arXiv 2011.13456, appendix H).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +19,8 @@ from repaint_jax.models.blocks import (
     Timesteps,
     UpBlock,
 )
-from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.models.skip_blocks import SkipDownBlock, SkipUpBlock
+from repaint_jax.models.unet2d_config import SKIP_DOWN_BLOCK_TYPES, SKIP_UP_BLOCK_TYPES, UNet2DConfig
 
 
 class Encoder2D(nnx.Module):
@@ -31,11 +35,13 @@ class Encoder2D(nnx.Module):
         self.time_embedding = TimestepEmbedding(features, c.time_embed_dim, rngs=rngs)
         self.class_embedding = _class_embedding(c, features, rngs)
 
-        down_blocks, channels = [], widths[0]
+        channels = widths[0]
+        down_blocks: list[DownBlock | SkipDownBlock] = []
         for level, (kind, width) in enumerate(zip(c.down_block_types, widths, strict=True)):
             last = level == len(widths) - 1
+            block = SkipDownBlock if kind in SKIP_DOWN_BLOCK_TYPES else DownBlock
             head_dim = c.head_dims[level]
-            down_blocks.append(DownBlock(c, kind, channels, width, last, head_dim=head_dim, rngs=rngs))
+            down_blocks.append(block(c, kind, channels, width, last, head_dim=head_dim, rngs=rngs))
             channels = width
         self.down_blocks = nnx.List(down_blocks)
         self.mid_block = MidBlock(c, rngs=rngs) if c.mid_block_type is not None else None
@@ -63,17 +69,20 @@ class Encoder2D(nnx.Module):
         """Return the result of the middle block, and the skip connections from finest to coarsest."""
         if self.config.center_input_sample:
             x = 2 * x - 1
-        x = self.conv_in(x)
+        image, x = x, self.conv_in(x)
         skips = [x]
         for down_block in self.down_blocks:
-            x, new_skips = down_block(x, embedding)
+            if isinstance(down_block, SkipDownBlock):
+                x, image, new_skips = down_block(x, image, embedding)
+            else:
+                x, new_skips = down_block(x, embedding)
             skips += new_skips
         if self.mid_block is not None:
             x = self.mid_block(x, embedding)
         return x, skips
 
     def batched(
-        self, sample: jax.Array, timestep: jax.Array | int, class_labels: Any
+        self, sample: jax.Array, timestep: jax.Array | float, class_labels: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Check the input, add a batch axis to a single image, and broadcast timesteps and labels."""
         channels = self.config.in_channels
@@ -100,7 +109,7 @@ class UNet2D(Encoder2D):
     - `sample`: [B, H, W, in_channels], or one image [H, W, in_channels], floating. H and W must be
       divisible by 2^n, where n = len(block_out_channels) - 1 is the number of downsamplings.
     - `timestep`: a number, or an array of shape [] or [B]. It may be a fraction, as EDM networks have it,
-      unless the time embedding is "learned".
+      unless the time embedding is "learned". With the embedding "fourier" it is the noise level, positive.
     - `class_labels`: only for a class-conditional model. Integers, [] or [B]; with class_embed_type
       "identity", vectors [B, time_embed_dim].
 
@@ -114,32 +123,36 @@ class UNet2D(Encoder2D):
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        c, widths = config, config.block_out_channels
-        skip_channels = [widths[0]]
-        for level, width in enumerate(widths):
-            skip_channels += [width] * (c.layers_per_block + (level < len(widths) - 1))
-        up_blocks, channels = [], widths[-1]
-        for level, (kind, width) in enumerate(zip(c.up_block_types, widths[::-1], strict=True)):
-            last = level == len(widths) - 1
-            skips = [skip_channels.pop() for _ in range(c.layers_per_block + 1)]
-            head_dim = c.head_dims[len(widths) + level]
-            up_blocks.append(UpBlock(c, kind, channels, skips, width, last, head_dim=head_dim, rngs=rngs))
-            channels = width
+        c, levels = config, len(config.block_out_channels)
+        up_blocks: list[UpBlock | SkipUpBlock] = []
+        for level, (kind, channels) in enumerate(zip(c.up_block_types, c.up_block_channels, strict=True)):
+            block = SkipUpBlock if kind in SKIP_UP_BLOCK_TYPES else UpBlock
+            last, head_dim = level == levels - 1, c.head_dims[levels + level]
+            up_blocks.append(block(c, kind, *channels, last, head_dim=head_dim, rngs=rngs))
         self.up_blocks = nnx.List(up_blocks)
-        self.conv_norm_out = GroupNorm(channels, c.norm_num_groups, c.norm_eps)
+        width = c.block_out_channels[0]
+        self.conv_norm_out = GroupNorm(width, c.num_groups(width), c.norm_eps)
         self.conv_out = nnx.Conv(
-            channels, c.out_channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs
+            width, c.out_channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs
         )
 
-    def __call__(self, sample: jax.Array, timestep: jax.Array | int, class_labels: Any = None) -> jax.Array:
+    def __call__(
+        self, sample: jax.Array, timestep: jax.Array | float, class_labels: Any = None
+    ) -> jax.Array:
         x, timesteps, class_labels = self.batched(sample, timestep, class_labels)
         embedding = self.embed(timesteps, class_labels, x.dtype)
         x, skips = self.encode(x, embedding)
+        image: jax.Array | None = None
         for up_block in self.up_blocks:
-            x = up_block(x, skips, embedding)
+            if isinstance(up_block, SkipUpBlock):
+                x, image = up_block(x, image, skips, embedding)
+            else:
+                x = up_block(x, skips, embedding)
         x = self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        if image is not None:
+            x = x + image
         if self.config.time_embedding_type == "fourier":  # the timestep of such models is the noise level
-            x = x / timesteps.astype(x.dtype)[:, None, None, None]
+            x = x.astype(jnp.float32) / timesteps.astype(jnp.float32)[:, None, None, None]
         return (x if sample.ndim == 4 else x[0]).astype(sample.dtype)
 
 

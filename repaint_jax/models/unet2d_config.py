@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from repaint_jax.files import StrPath, read_config
 from repaint_jax.sampling.checks import check_int
 
-DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+SKIP_DOWN_BLOCK_TYPES = ("SkipDownBlock2D", "AttnSkipDownBlock2D")
+SKIP_UP_BLOCK_TYPES = ("SkipUpBlock2D", "AttnSkipUpBlock2D")
+DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", *SKIP_DOWN_BLOCK_TYPES)
+UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", *SKIP_UP_BLOCK_TYPES)
+SKIP_ATTENTION_GROUPS = 32
+SKIP_IMAGE_CHANNELS = 3
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "fourier", "learned"),
@@ -28,6 +32,21 @@ _EMA_OPTIONS = (
 )
 
 
+def skip_block_groups(channels: int) -> int:
+    """Return the number of groups of a group norm in a Skip block's resnet."""
+    return min(channels // 4, 32)
+
+
+def skip_up_groups(kind: str, channels: int, skip_channels: int) -> int:
+    """Return the number of groups of the first norm of a resnet in a Skip block of the up path.
+
+    diffusers divides the channels of the skip connection alone if the block has attention.
+    """
+    if kind == "AttnSkipUpBlock2D":
+        return min(channels + skip_channels // 4, 32)
+    return skip_block_groups(channels + skip_channels)
+
+
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
     """Architecture of a `UNet2D`, with the fields and defaults of diffusers' `UNet2DModel`.
@@ -39,6 +58,8 @@ class UNet2DConfig:
         attention_head_dim: channels of an attention head; None means one head of all channels. A tuple has
             one number for each level of block_out_channels, or one for each down block followed by one for
             each up block. The middle block has that of the last down block.
+        norm_num_groups: groups of the norms outside of Skip blocks. None means min(channels // 4, 32), for
+            a model of Skip blocks alone.
         time_proj_dim: length of the timestep's sinusoidal embedding; None means block_out_channels[0].
     """
 
@@ -72,7 +93,7 @@ class UNet2DConfig:
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | tuple[int, ...] | None = 8
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
@@ -145,11 +166,28 @@ class UNet2DConfig:
     def mid_attention_groups(self) -> int | None:
         """Return the number of groups in the group norm of the middle block's attention.
 
-        If attn_norm_num_groups is None, this is norm_num_groups, or None (no norm) with scale-shift norms.
+        If attn_norm_num_groups is None, this is `num_groups`, or None (no norm) with scale-shift norms.
         """
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
-            return self.norm_num_groups
+            return self.num_groups(self.block_out_channels[-1])
         return self.attn_norm_num_groups
+
+    @property
+    def up_block_channels(self) -> list[tuple[int, list[int], int]]:
+        """Return for each up block the channels of its input, of its skip connections and of its output."""
+        widths = self.block_out_channels
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            skips += [width] * (self.layers_per_block + (level < len(widths) - 1))
+        inputs = (widths[-1], *widths[:0:-1])
+        return [
+            (channels, [skips.pop() for _ in range(self.layers_per_block + 1)], width)
+            for channels, width in zip(inputs, widths[::-1], strict=True)
+        ]
+
+    def num_groups(self, channels: int) -> int:
+        """Return the number of groups of a group norm outside of Skip blocks."""
+        return skip_block_groups(channels) if self.norm_num_groups is None else self.norm_num_groups
 
     @property
     def is_class_conditional(self) -> bool:
@@ -157,11 +195,12 @@ class UNet2DConfig:
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
+        for name in ("in_channels", "out_channels", "layers_per_block"):
             check_int(name, getattr(self, name), 1)
         for name in (
             "time_embedding_dim",
             "time_proj_dim",
+            "norm_num_groups",
             "attn_norm_num_groups",
             "num_class_embeds",
             "num_train_timesteps",
@@ -194,6 +233,7 @@ class UNet2DConfig:
             raise ValueError("block_out_channels is empty, expected the channels of each level")
         self._check_blocks("down_block_types", DOWN_BLOCK_TYPES)
         self._check_blocks("up_block_types", UP_BLOCK_TYPES)
+        self._check_skip_blocks()
         self._check_channels()
         name = "block_out_channels" if self.time_proj_dim is None else "time_proj_dim"
         length = self.time_proj_dim or self.block_out_channels[0]
@@ -220,21 +260,75 @@ class UNet2DConfig:
             if kind not in supported:
                 raise ValueError(f"{name} has {kind!r}, expected one of {', '.join(supported)}")
 
+    def _check_skip_blocks(self) -> None:
+        """Check that the image of Skip blocks has its channels, and at each of them the level's size."""
+        down, up = self.down_block_types, self.up_block_types
+        paths = (
+            ("down_block_types", down[-2::-1], SKIP_DOWN_BLOCK_TYPES, "in_channels", "before"),
+            ("up_block_types", up, SKIP_UP_BLOCK_TYPES, "out_channels", "after"),
+        )
+        for name, kinds, skip_kinds, option, where in paths:
+            # The last block of a path has no convolution to or from the image.
+            start = next((i for i, kind in enumerate(kinds[: len(down) - 1]) if kind in skip_kinds), None)
+            if start is None:
+                continue
+            if getattr(self, option) != SKIP_IMAGE_CHANNELS:
+                raise ValueError(
+                    f"{option} is {getattr(self, option)}, expected {SKIP_IMAGE_CHANNELS}: "
+                    f"{name} has {kinds[start]}"
+                )
+            for kind in kinds[start:]:
+                if kind not in skip_kinds:
+                    raise ValueError(
+                        f"{name} has {kind} {where} {kinds[start]}, expected Skip blocks there"
+                    )
+        ordinary = next((kind for kind in down + up if "Skip" not in kind), None)
+        if self.norm_num_groups is None and ordinary is not None:
+            raise ValueError(f"norm_num_groups is None, expected the groups of the norms in {ordinary}")
+
     def _check_channels(self) -> None:
         widths = self.block_out_channels
         for channels in widths:
             check_int("block_out_channels", channels, 1)
-            if channels % self.norm_num_groups:
+        for place, channels, groups in self._norms():
+            if groups > 0 and channels % groups == 0:
+                continue
+            if channels in widths and groups == self.norm_num_groups and "Skip" not in place:
                 raise ValueError(
-                    f"block_out_channels has {channels}, expected a multiple of "
-                    f"norm_num_groups={self.norm_num_groups}"
+                    f"block_out_channels has {channels}, expected a multiple of norm_num_groups={groups}"
                 )
+            raise ValueError(
+                f"block_out_channels is {widths}, expected channels that group norms can divide: "
+                f"{place} has {channels} in {groups} groups"
+            )
         if self.attn_norm_num_groups is not None and widths[-1] % self.attn_norm_num_groups:
             raise ValueError(
                 f"attn_norm_num_groups is {self.attn_norm_num_groups}, expected a divisor of the "
                 f"{widths[-1]} channels in the middle"
             )
         self._check_heads()
+
+    def _norms(self) -> Iterator[tuple[str, int, int]]:
+        """Yield the place, channels and groups of group norms, but for that of the middle attention."""
+        widths = self.block_out_channels
+        yield "the output", widths[0], self.num_groups(widths[0])
+        if self.mid_block_type is not None:
+            yield self.mid_block_type, widths[-1], self.num_groups(widths[-1])
+        for kind, before, width in zip(self.down_block_types, (widths[0], *widths), widths, strict=False):
+            groups = skip_block_groups if kind in SKIP_DOWN_BLOCK_TYPES else self.num_groups
+            for channels in (before, width):
+                yield kind, channels, groups(channels)
+            if kind == "AttnSkipDownBlock2D":
+                yield kind, width, SKIP_ATTENTION_GROUPS
+        for kind, (channels, skips, width) in zip(self.up_block_types, self.up_block_channels, strict=True):
+            is_skip = kind in SKIP_UP_BLOCK_TYPES
+            inputs = [channels] + [width] * (len(skips) - 1)
+            for before, skip in zip(inputs, skips, strict=True):
+                total = before + skip
+                yield kind, total, skip_up_groups(kind, before, skip) if is_skip else self.num_groups(total)
+            yield kind, width, skip_block_groups(width) if is_skip else self.num_groups(width)
+            if kind == "AttnSkipUpBlock2D":
+                yield kind, width, SKIP_ATTENTION_GROUPS
 
     def _check_heads(self) -> None:
         widths, given = self.block_out_channels, self.attention_head_dim

@@ -123,6 +123,18 @@ UNET_OPTIONS: dict[str, Config] = {
     "classes_as_vectors": CONVOLUTIONS | {"class_embed_type": "identity"},
 }
 
+NCSNPP = {
+    "block_out_channels": (32, 32),
+    "down_block_types": ("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    "layers_per_block": 1,
+    "time_embedding_type": "fourier",
+    "mid_block_scale_factor": 2**0.5,
+    "norm_eps": 1e-6,
+    "norm_num_groups": None,
+    "attention_head_dim": None,
+}
+
 
 def make_scheduler(config: Config) -> RePaintScheduler:
     """Build diffusers' scheduler; the one argument it wants as an array is converted."""
@@ -432,14 +444,21 @@ def record_unet() -> None:
 
 
 def record_unets() -> None:
+    small = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    record_networks("unets.npz", {name: small | options for name, options in UNET_OPTIONS.items()})
+
+
+def record_ncsnpp() -> None:
+    record_networks("ncsnpp.npz", {"ncsnpp": NCSNPP})
+
+
+def record_networks(file: str, networks: dict[str, Config]) -> None:
     """Each model sees the same two pictures at its first two timesteps and again at its last two."""
     sample = np.random.default_rng(3).standard_normal((2, 8, 8, 3)).astype(np.float32)
     sample = np.concatenate([sample, sample])
     cases, outputs = [], []
-    for name, options in UNET_OPTIONS.items():
-        unet = UNet2DModel(
-            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **options
-        )
+    for name, options in networks.items():
+        unet = UNet2DModel(sample_size=8, **options)
         shapes = fill(unet)
         timesteps = example_timesteps(unet.config)
         labels = example_class_labels(unet)
@@ -455,7 +474,7 @@ def record_unets() -> None:
             }
         )
         outputs.append(reference_unet(unet, sample, np.array(timesteps), labels))
-    save("unets.npz", cases, sample=sample, model_output=np.stack(outputs))
+    save(file, cases, sample=sample, model_output=np.stack(outputs))
 
 
 RECORDERS = {
@@ -466,6 +485,7 @@ RECORDERS = {
     "chains": record_chains,
     "unet2d": record_unet,
     "unets": record_unets,
+    "ncsnpp": record_ncsnpp,
 }
 
 if __name__ == "__main__":

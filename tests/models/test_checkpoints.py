@@ -316,8 +316,8 @@ CONFIG = "unet/config.json"
         (CONFIG, {"down_block_types": ["CrossAttnDownBlock2D"]}, ": down_block_types has 'CrossAttnDown"),
         (
             CONFIG,
-            {"up_block_types": ["SkipUpBlock2D"]},
-            ": up_block_types has 'SkipUpBlock2D', expected one",
+            {"up_block_types": ["KUpBlock2D"]},
+            ": up_block_types has 'KUpBlock2D', expected one",
         ),
         (CONFIG, {"layers_per_block": "2"}, ": layers_per_block is '2', expected an integer"),
         (CONFIG, {"sample_size": None}, "the model's config has no sample_size"),

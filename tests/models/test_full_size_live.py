@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_models import CELEBAHQ_CONFIG, CIFAR10_CONFIG
+from test_models import CELEBAHQ_CONFIG, CIFAR10_CONFIG, NCSNPP_CONFIG
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -110,10 +110,10 @@ def random_sample(side: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("options", "parameters"),
-    [(CIFAR10_CONFIG, 35_746_307), (CELEBAHQ_CONFIG, 113_673_219)],
-    ids=["ddpm-cifar10-32", "ddpm-ema-celebahq-256"],
+    [(CIFAR10_CONFIG, 35_746_307), (CELEBAHQ_CONFIG, 113_673_219), (NCSNPP_CONFIG, 65_574_549)],
+    ids=["ddpm-cifar10-32", "ddpm-ema-celebahq-256", "ncsnpp-celebahq-256"],
 )
-def test_unet_of_a_published_ddpm_gives_the_outputs_of_diffusers(
+def test_unet_of_a_published_model_gives_the_outputs_of_diffusers(
     options: dict[str, Any], parameters: int, tmp_path: Path
 ) -> None:
     options = {name: value for name, value in options.items() if not name.startswith("_")}

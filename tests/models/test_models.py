@@ -16,7 +16,7 @@ from flax import linen, nnx
 
 import repaint_jax as rp
 from repaint_jax.models import UNet2D, UNet2DConfig
-from repaint_jax.models.blocks import convolve_upsampled
+from repaint_jax.models.resampling import convolve_upsampled
 
 KEY = jax.random.key(0)
 CIFAR10_CONFIG = {  # google/ddpm-cifar10-32
@@ -45,6 +45,17 @@ CELEBAHQ_CONFIG = CIFAR10_CONFIG | {  # google/ddpm-ema-celebahq-256
     "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
     "sample_size": 256,
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+}
+NCSNPP_CONFIG = CELEBAHQ_CONFIG | {  # google/ncsnpp-celebahq-256
+    "block_out_channels": [128, 128, *[256] * 5],
+    "down_block_types": [*["SkipDownBlock2D"] * 4, "AttnSkipDownBlock2D", *["SkipDownBlock2D"] * 2],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 2**0.5,
+    "norm_num_groups": None,
+    "time_embedding_type": "fourier",
+    "up_block_types": [*["SkipUpBlock2D"] * 2, "AttnSkipUpBlock2D", *["SkipUpBlock2D"] * 4],
 }
 
 
@@ -137,8 +148,8 @@ def test_convolution_of_an_upsampled_image_is_that_of_its_pixels_repeated(
 
 @pytest.mark.parametrize(
     ("config", "parameters"),
-    [(CIFAR10_CONFIG, 35_746_307), (CELEBAHQ_CONFIG, 113_673_219)],
-    ids=["google/ddpm-cifar10-32", "google/ddpm-celebahq-256"],
+    [(CIFAR10_CONFIG, 35_746_307), (CELEBAHQ_CONFIG, 113_673_219), (NCSNPP_CONFIG, 65_574_549)],
+    ids=["google/ddpm-cifar10-32", "google/ddpm-celebahq-256", "google/ncsnpp-celebahq-256"],
 )
 def test_published_architectures_have_their_number_of_parameters(config: dict, parameters: int):
     module = nnx.eval_shape(lambda: UNet2D(UNet2DConfig.from_dict(config), rngs=nnx.Rngs(0)))
@@ -204,8 +215,8 @@ def test_one_image_is_a_batch_of_one_and_each_image_has_its_timestep(unet):
             "down_block_types has 'CrossAttnDownBlock2D', expected one of DownBlock2D, AttnDownBlock2D",
         ),
         (
-            {"up_block_types": ["SkipUpBlock2D"]},
-            "up_block_types has 'SkipUpBlock2D', expected one of UpBlock2D, AttnUpBlock2D",
+            {"up_block_types": ["KUpBlock2D"]},
+            "up_block_types has 'KUpBlock2D', expected one of UpBlock2D, AttnUpBlock2D",
         ),
         ({"down_block_types": []}, "down_block_types has 0 entries, expected one for each of the 1"),
         (

@@ -227,6 +227,26 @@ def test_a_network_and_a_chain_run_on_an_explicit_mesh(mesh, batch, state, rando
         np.testing.assert_allclose(rp.inpaint(state, model_fn, *arguments), expected, atol=1e-4)
 
 
+def test_a_network_with_skip_blocks_runs_on_an_explicit_mesh(mesh, random_unet):
+    config = rp.models.UNet2DConfig(
+        sample_size=8,
+        down_block_types=("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        time_embedding_type="fourier",
+    )
+    model_fn, params = rp.nnx_model_fn(random_unet(config))
+    call = jax.jit(model_fn)
+    sample = np.random.default_rng(0).standard_normal((16, 8, 8, 3), np.float32)
+    levels = np.geomspace(0.1, 10, 16).astype(np.float32)
+    expected = call(params, sample, levels)
+    arguments = on(mesh, params), *on(mesh, (sample, levels), "data")
+    np.testing.assert_allclose(call(*arguments), expected, rtol=1e-4, atol=1e-4)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(call(*arguments), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_mesh_that_is_set_is_the_one_that_batches_are_divided_over(mesh, pipe, batch, state):
     expected = rp.inpaint(state, pipe.model_fn, pipe.params, *batch)
     with jax.set_mesh(mesh):

@@ -20,7 +20,7 @@ from golden import record_diffusers as reference  # noqa: E402
 from golden import replay  # noqa: E402
 
 import repaint_jax as rp  # noqa: E402
-from repaint_jax.models import load_unet2d, save_unet2d  # noqa: E402
+from repaint_jax.models import UNet2DConfig, load_unet2d, save_unet2d  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -115,6 +115,11 @@ def test_scheduler_files_are_read_by_either_side(tmp_path: Path) -> None:
     assert torch.equal(again.betas, theirs.betas)
 
 
+NCSNPP = reference.NCSNPP | {
+    "block_out_channels": (32, 32, 64),
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+}
 SMALL = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
 UNETS: dict[str, dict[str, Any]] = {
     "grey_ddpm": SMALL
@@ -170,6 +175,34 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
     },
     **{name: SMALL | options for name, options in reference.UNET_OPTIONS.items()},
+    "ncsnpp": NCSNPP,
+    "skip_blocks_before_others": NCSNPP
+    | {
+        "down_block_types": ("SkipDownBlock2D", "AttnDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "time_embedding_type": "positional",
+        "resnet_time_scale_shift": "scale_shift",
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    },
+    "two_layers_of_skip_blocks": NCSNPP
+    | {
+        "block_out_channels": (12, 16, 48),
+        "down_block_types": ("SkipDownBlock2D",) * 3,
+        "up_block_types": ("SkipUpBlock2D",) * 3,
+        "layers_per_block": 2,
+        "center_input_sample": True,
+        "num_class_embeds": 5,
+    },
+    "grey_with_skip_blocks_last": NCSNPP
+    | {
+        "in_channels": 1,
+        "out_channels": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "SkipUpBlock2D"),
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+    },
     "resnets_on_three_levels": SMALL
     | {
         "block_out_channels": (16, 24, 32),
@@ -211,6 +244,82 @@ def test_unet_files_are_read_by_either_side(name: str, tmp_path: Path) -> None:
 
     save_unet2d(module, tmp_path / "ours")
     compare_unets(module, diffusers.UNet2DModel.from_pretrained(tmp_path / "ours").eval(), sample)
+
+
+def test_ncsnpp_gives_the_scores_of_diffusers_at_every_noise_level(tmp_path: Path) -> None:
+    unet = reference.random_unet(3, **NCSNPP)
+    unet.save_pretrained(tmp_path)
+    module = load_unet2d(tmp_path)
+    sample = np.random.default_rng(3).standard_normal((2, 16, 8, 3)).astype(np.float32)
+    # At these levels both sides round the logarithm alike. One unit in its last place, as at 1348, turns
+    # the angles of the embedding by 1e-4.
+    for level in (0.01, 0.5, 50.0, 1300.0):
+        expected = reference.reference_unet(unet, level * sample, level)
+        assert replay.relative_difference(replay.unet(module, level * sample, level), expected) < 2e-5
+
+
+KINDS = {
+    "down_block_types": ("DownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "SkipUpBlock2D"),
+}
+
+
+def is_taken(config: dict[str, Any]) -> bool:
+    try:
+        UNet2DConfig.from_dict(config)
+    except ValueError:
+        return False
+    return True
+
+
+def runs_in_diffusers(config: dict[str, Any]) -> bool:
+    try:
+        unet = diffusers.UNet2DModel(**config).eval()
+        reference.reference_unet(unet, np.zeros((1, 16, 16, config["in_channels"]), np.float32), 1)
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_mixtures_of_blocks_are_taken_where_diffusers_runs_them(channels: int) -> None:
+    taken = []
+    for down in itertools.product(KINDS["down_block_types"], repeat=3):
+        for up in itertools.product(KINDS["up_block_types"], repeat=3):
+            config = {
+                "in_channels": channels,
+                "out_channels": channels,
+                "block_out_channels": (4, 4, 4),
+                "down_block_types": down,
+                "up_block_types": up,
+                "layers_per_block": 1,
+                "norm_num_groups": 2,
+                "add_attention": False,
+            }
+            taken.append(is_taken(config))
+            assert taken[-1] == runs_in_diffusers(config), config
+    assert 0 < sum(taken) < len(taken)
+
+
+def test_widths_are_taken_where_diffusers_builds_them() -> None:
+    taken = []
+    kinds = itertools.product(("", "Attn"), repeat=2)
+    for (down, up), fine, coarse, groups in itertools.product(
+        kinds, (2, 4, 12, 30, 32, 36), (8, 32, 100, 128), (None, 4)
+    ):
+        config = {
+            "in_channels": 3,
+            "block_out_channels": (fine, coarse),
+            "down_block_types": (f"{down}SkipDownBlock2D", "SkipDownBlock2D"),
+            "up_block_types": (f"{up}SkipUpBlock2D", "SkipUpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": groups,
+            "attention_head_dim": None,
+            "add_attention": False,
+        }
+        taken.append(is_taken(config))
+        assert taken[-1] == runs_in_diffusers(config), config
+    assert 0 < sum(taken) < len(taken)
 
 
 def test_inpaint_with_a_unet_ends_where_the_diffusers_pipeline_does(tmp_path: Path) -> None:

@@ -156,6 +156,14 @@ def test_unet_with_each_option_gives_the_outputs_of_diffusers(case, arrays, tmp_
     check_unet(load_unet2d(tmp_path), case, arrays)
 
 
+@pytest.mark.parametrize(("case", "arrays"), recorded_networks("ncsnpp.npz"))
+def test_ncsnpp_gives_the_outputs_of_diffusers(case, arrays, tmp_path: Path) -> None:
+    save_file(weights.drawn(case["shapes"]), tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    output = replay.unet(load_unet2d(tmp_path), arrays["sample"], *replay.example_arrays(case))
+    check_network_outputs(output, arrays["model_output"])
+
+
 @pytest.mark.parametrize(("case", "arrays"), recorded_networks("guided_diffusion_unets.npz"))
 def test_unet_of_guided_diffusion_gives_its_outputs(case, arrays) -> None:
     module = replay.guided_diffusion_module(weights.drawn(case["shapes"]), case["settings"])
