@@ -17,13 +17,20 @@ known, so the errors of a network do not affect the measurement:
   The error is at least half of the floor.
 
 Every error is divided by that of the paper's setting (T = 250, jump_length = jump_n_sample = 10, eta = 1)
-on the same problem. The constants of the call budget, in `repaint_jax.sampling`, were chosen on other
-problems of these kinds, including seeds from 100 on. Seeds from 0 on, the default, were not looked at.
+on the same problem.
+
+    python examples/measure_exactness.py --noise-levels betas edm flow ve --budgets 32 64 128 256 602
+
+This compares call budgets on the noise levels of other families of models; `--num-levels` says how many.
+
+The constants of the call budget, in `repaint_jax.sampling`, were chosen on other problems of these kinds,
+including seeds from 100 on. Seeds from 0 on, the default, were not looked at.
 """
 
 import argparse
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +48,21 @@ PAPER = "the paper's setting"
 BUDGETS = (16, 32, 64, 128, 256, 602, 1200, 2410, 5000)
 NUM_SAMPLES = 4000  # samples of a mixture's posterior
 MASKS = ("wide", "narrow", "super-resolution", "alternating lines", "half", "expand")
+
+
+# Noise levels of families of models, over data in [-1, 1], from (betas, number of levels).
+LADDERS: dict[str, Callable[..., rp.RePaintSchedulerConfig]] = {
+    "betas": lambda betas, count, **options: rp.RePaintSchedulerConfig(count, **betas, **options),
+    "edm": lambda _, count, **options: rp.RePaintSchedulerConfig.edm(num_train_timesteps=count, **options),
+    "edm-geometric": lambda _, count, **options: geometric(0.002, 80, count, **options),
+    "flow": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, **options),
+    "flow-shift-3": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, 3.0, **options),
+    "ve": lambda _, count, **options: geometric(0.01, 1348 / 2, count, **options),
+}
+
+
+def geometric(first: float, last: float, count: int, **options: Any) -> rp.RePaintSchedulerConfig:
+    return rp.RePaintSchedulerConfig.from_sigmas(np.geomspace(first, last, count), **options)
 
 
 class Problem(NamedTuple):
@@ -63,12 +85,18 @@ def main() -> None:
     parser.add_argument("--beta-schedule", default="linear")
     parser.add_argument("--beta-start", type=float, default=1e-4)
     parser.add_argument("--beta-end", type=float, default=0.02)
+    parser.add_argument("--noise-levels", choices=LADDERS, nargs="+", default=[], help="compare only these")
+    parser.add_argument("--num-levels", type=int, nargs="+", default=[1000], help="in each ladder")
     parser.add_argument("--plot", type=Path, help="picture to write (needs matplotlib)")
     options = parser.parse_args()
 
     jax.config.update("jax_enable_x64", True)
     betas = {name: getattr(options, name) for name in ("beta_schedule", "beta_start", "beta_end")}
-    chains = list(samplers(betas, options.budgets))
+    if options.noise_levels:
+        ladders = itertools.product(options.noise_levels, options.num_levels)
+        chains = list(samplers_on_ladders(betas, ladders, options.budgets))
+    else:
+        chains = list(samplers(betas, options.budgets))
     seeds = range(options.first_seed, options.first_seed + max(options.gaussians, options.mixtures))
     gaussians = list(map(gaussian_problem, seeds[: options.gaussians]))
     mixtures = list(map(mixture_problem, seeds[: options.mixtures]))
@@ -216,6 +244,17 @@ def samplers(betas: dict[str, Any], budgets: Sequence[int]) -> Iterator[Sampler]
         yield call_budget(config(), budget)
 
 
+def samplers_on_ladders(
+    betas: dict[str, Any], ladders: Iterable[tuple[str, int]], budgets: Sequence[int]
+) -> Iterator[Sampler]:
+    """Yield the paper's setting on the betas, and call budgets on ladders (name, number of levels)."""
+    yield resampling(PAPER, rp.RePaintSchedulerConfig(eta=1.0, clip_sample=False, **betas), 250, 10, 10)
+    for name, count in ladders:
+        config = LADDERS[name](betas, count, clip_sample=False, prediction_type="epsilon")
+        for budget in budgets:
+            yield call_budget(config, budget)._replace(name=f"{name}, {count:,} levels")
+
+
 def resampling(name: str, config: rp.RePaintSchedulerConfig, *schedule: int) -> Sampler:
     with warnings.catch_warnings(action="ignore"):  # 64 steps warn that they start at 945 of 1000
         state = rp.set_timesteps(rp.create_state(config), *schedule)
@@ -260,7 +299,7 @@ def rows_of(state: rp.RePaintSchedulerState) -> Any:
 
 
 def as_sampler(name, state, transition, rows) -> Sampler:
-    abar = np.asarray(state.alphas_cumprod)
+    abar = np.cumprod(1 - state.config.betas)  # in float64; the state's own is rounded
     return Sampler(name, state.config, transition, rows, state.num_model_calls, abar)
 
 

@@ -13,6 +13,7 @@ to k - 1 with the model called at tau[k], ("undo", k) takes level k - 1 up to k.
 from itertools import pairwise
 
 import numpy as np
+from scipy.special import ndtr
 
 # Noise schedules
 
@@ -187,6 +188,19 @@ def merge_known(mean, cov, image, mask, alpha):
     return mean, cov
 
 
+def mixture_denoiser(weights, means, covs, x, sigma) -> np.ndarray:
+    """E[x0 | x = x0 + sigma z] of a mixture of Gaussians, for x [n, d] and a number sigma."""
+    log_shares, clean = [], []
+    for weight, mean, cov in zip(weights, means, covs, strict=True):
+        noisy_cov = cov + sigma**2 * np.eye(len(mean))
+        pull = np.linalg.solve(noisy_cov, (x - mean).T).T
+        misfit = ((x - mean) * pull).sum(-1) + np.linalg.slogdet(noisy_cov)[1]
+        log_shares.append(np.log(weight) - misfit / 2)
+        clean.append(mean + pull @ cov)
+    shares = np.exp(np.array(log_shares) - np.max(log_shares, 0))
+    return np.einsum("kn,knd->nd", shares / shares.sum(0), np.array(clean))
+
+
 # The whole chain
 
 
@@ -310,6 +324,18 @@ def posterior(prior_mean, prior_cov, image, mask):
     return mean, cov
 
 
+def mixture_posterior(weights, means, covs, image, mask):
+    """Weights [K], means [K, m] and covariances [K, m, m] of the missing coordinates of a mixture."""
+    known = mask == 1
+    log_likelihoods, parts = [], []
+    for mean, cov in zip(means, covs, strict=True):
+        seen, off = cov[np.ix_(known, known)], image[known] - mean[known]
+        log_likelihoods.append(-(off @ np.linalg.solve(seen, off) + np.linalg.slogdet(seen)[1]) / 2)
+        parts.append(posterior(mean, cov, image, mask))
+    weights = weights * np.exp(np.array(log_likelihoods) - max(log_likelihoods))
+    return weights / weights.sum(), *map(np.array, zip(*parts, strict=True))
+
+
 def _sqrtm(matrix):
     values, vectors = np.linalg.eigh(matrix)
     return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
@@ -344,3 +370,20 @@ def gaussian_misfit_limit(size, false_alarm=1e-6) -> float:
     """
     freedom, x = size + size * (size + 1) / 2, -np.log(false_alarm)
     return float(freedom + 2 * np.sqrt(freedom * x) + 2 * x)
+
+
+def mixture_distance(samples, weights, means, covs, directions) -> float:
+    """The largest Kolmogorov distance of the samples' projections on directions [m, d] to a mixture's."""
+    largest = 0.0
+    for direction in directions:
+        values = np.sort(samples @ direction)
+        deviations = np.sqrt(np.einsum("d,kde,e->k", direction, covs, direction))
+        cdf = ndtr((values[:, None] - means @ direction) / deviations) @ weights
+        steps = np.arange(len(values) + 1) / len(values)
+        largest = max(largest, np.max(steps[1:] - cdf), np.max(cdf - steps[:-1]))
+    return float(largest)
+
+
+def mixture_distance_limit(n, num_directions, false_alarm=1e-6) -> float:
+    """A bound that mixture_distance of n samples passes with at most this probability (Massart 1990)."""
+    return float(np.sqrt(np.log(2 * num_directions / false_alarm) / (2 * n)))
