@@ -1,6 +1,7 @@
 """Nothing here is a test: pytest must not import the recorders, which need torch, to look for doctests."""
 
 collect_ignore = [
+    "record_autoencoders.py",
     "record_diffusers.py",
     "record_guided_diffusion.py",
     "record_schedulers.py",
