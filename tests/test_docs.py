@@ -80,6 +80,10 @@ def test_the_public_names_of_models_are_in_the_reference() -> None:
     assert {name.removeprefix("models.") for name in shown} >= set(rp.models.__all__) - at_the_top
     for name in ("UNet2D", "UNet2DConfig", "UNet2DClassifier"):
         assert shown[f"models.{name}"] == public_members(getattr(rp.models, name))
+    for name in ("AutoencoderKL", "AutoencoderKLConfig", "VQModel", "VQModelConfig"):
+        cls = getattr(rp.models, name)
+        classes = [base for base in cls.__mro__ if base.__module__.startswith("repaint_jax")]
+        assert shown[f"models.{name}"] == set().union(*map(public_members, classes))
 
 
 def test_what_the_reference_shows_exists() -> None:

@@ -1,12 +1,16 @@
 """diffusers' `AutoencoderKL` and `VQModel`: the autoencoders of latent diffusion (arXiv 2112.10752)."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from repaint_jax.models.autoencoder_blocks import Codebook, Decoder, Encoder
 from repaint_jax.models.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, VQModelConfig
-from repaint_jax.sampling.checks import check_floating
+from repaint_jax.models.tiling import in_windows
+from repaint_jax.sampling.checks import check_floating, check_int
 
 
 class Autoencoder(nnx.Module):
@@ -28,35 +32,38 @@ class Autoencoder(nnx.Module):
         """Return the number of channels of the latents."""
         return self.config.latent_channels
 
-    def encode(self, images: jax.Array) -> jax.Array:
+    def encode(self, images: jax.Array, tile: int | None = None) -> jax.Array:
         """Return the latents of images, not scaled; see `scale_latents`.
 
         Args:
             images: [..., H, W, in_channels], floating, with values in [-1, 1]. H and W must be multiples of
                 `factor`.
+            tile: side in pixels of overlapping windows that are encoded one after the other and blended, so
+                that a large image needs no more memory than a window. It must be a multiple of `factor`,
+                and at least twice as much. The result differs a little, because norms and attention see a
+                window instead of the whole image. None encodes the whole image at once.
 
         Returns:
             [..., H / factor, W / factor, latent_channels], of the images' dtype. Those of an
             `AutoencoderKL` are the mean of the distribution of latents, not a draw from it. Those of a
             `VQModel` are what its quantiser gets.
         """
-        x = self._checked("images", images, self.config.in_channels, self.factor)
-        latents = self._encode(x)
-        return latents.reshape(*images.shape[:-3], *latents.shape[1:]).astype(images.dtype)
+        images = _checked("images", images, self.config.in_channels, self.factor)
+        return self._applied(self._encode, images, tile, self.factor, 1)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: jax.Array, tile: int | None = None) -> jax.Array:
         """Return the images of latents that are not scaled; see `unscale_latents`.
 
         Args:
             latents: [..., h, w, latent_channels], floating. A `VQModel` first replaces each by the nearest
                 entry of its codebook.
+            tile: see `encode`; also in pixels.
 
         Returns:
             [..., factor h, factor w, out_channels], of the latents' dtype. Values can lie outside [-1, 1].
         """
-        x = self._checked("latents", latents, self.latent_channels, 1)
-        images = self._decode(x)
-        return images.reshape(*latents.shape[:-3], *images.shape[1:]).astype(latents.dtype)
+        latents = _checked("latents", latents, self.latent_channels, 1)
+        return self._applied(self._decode, latents, tile, 1, self.factor)
 
     def _encode(self, x: jax.Array) -> jax.Array:  # [B, H, W, in_channels]
         raise NotImplementedError
@@ -79,14 +86,26 @@ class Autoencoder(nnx.Module):
         values = self.config.latents_shift_and_scale
         return [jnp.expand_dims(jnp.asarray(value, latents.dtype), axes) for value in values]
 
-    def _checked(self, name: str, array: jax.Array, channels: int, multiple: int) -> jax.Array:
-        """Return an array with one batch axis in the parameters' dtype, or raise if it does not fit."""
-        check_floating(name, array)
-        shape = array.shape
-        if len(shape) < 3 or shape[-1] != channels or any(n == 0 or n % multiple for n in shape[-3:-1]):
-            sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
-            raise ValueError(f"{name} has shape {shape}, expected [..., H, W, {channels}]{sides}")
-        return jnp.asarray(array).reshape(-1, *shape[-3:]).astype(self.encoder.conv_in.kernel.dtype)
+    def _applied(
+        self,
+        function: Callable[[jax.Array], jax.Array],
+        array: jax.Array,
+        tile: int | None,
+        in_cell: int,
+        out_cell: int,
+    ) -> jax.Array:
+        """Apply a function of a batch, in the dtype of the parameters, to [..., H, W, C]."""
+        batch = array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
+        batch = batch.astype(self.encoder.conv_in.kernel.dtype)
+        if tile is None:
+            result = function(batch)
+        elif check_int("tile", tile, 2 * self.factor) % self.factor:
+            raise ValueError(
+                f"tile is {tile}, expected a multiple of {self.factor}, a latent's side in pixels"
+            )
+        else:
+            result = in_windows(function, batch, tile // self.factor, in_cell, out_cell)
+        return result.reshape(*array.shape[:-3], *result.shape[1:]).astype(array.dtype)
 
 
 class AutoencoderKL(Autoencoder):
@@ -150,3 +169,13 @@ class VQModel(Autoencoder):
 
     def _decode(self, x: jax.Array) -> jax.Array:
         return self.decoder(self.post_quant_conv(self.quantize(x)))
+
+
+def _checked(name: str, array: jax.Array, channels: int, multiple: int) -> jax.Array:
+    check_floating(name, array)
+    shape = array.shape
+    fits = len(shape) >= 3 and shape[-1] == channels and 0 not in shape
+    if not fits or any(side % multiple for side in shape[-3:-1]):
+        sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
+        raise ValueError(f"{name} has shape {shape}, expected [..., H, W, {channels}]{sides}")
+    return jnp.asarray(array)

@@ -181,13 +181,15 @@ class Codebook(nnx.Module):
 
     def __call__(self, latents: jax.Array) -> jax.Array:  # [B, h, w, channels]
         """Replace each latent by the nearest entry. The gradient passes as if nothing were replaced."""
-        entries = self.embedding.embedding[...].astype(jnp.float32)
+        codebook = self.embedding.embedding[...]
+        entries = codebook.astype(jnp.float32)
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, where |z|^2 is the same for all entries. In the default
         # precision of accelerators the products would often name an entry that is not the nearest.
         products = jnp.einsum("bhwc,nc->bhwn", latents.astype(jnp.float32), entries, precision="highest")
         norms = jnp.square(entries).sum(-1)
         nearest = jnp.argmin(norms[None, None, None] - 2 * products, axis=-1)
-        return latents + jax.lax.stop_gradient(self.embedding(nearest) - latents)
+        quantised = codebook.at[nearest].get(out_sharding=jax.typeof(latents).sharding)
+        return latents + jax.lax.stop_gradient(quantised - latents)
 
 
 def _attention(c: AutoencoderConfig, channels: int, rngs: nnx.Rngs) -> Attention:

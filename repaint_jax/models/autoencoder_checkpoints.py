@@ -1,5 +1,6 @@
 """Read and write autoencoders in diffusers' folder layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,9 @@ def load_autoencoder(
         for name in _SUBFOLDERS:
             if (folder / name / CONFIG_NAME).is_file():
                 raise FileNotFoundError(f"{config_path} does not exist, expected subfolder={name!r}")
-    class_name = read_json(config_path).get("_class_name")
+    make = _maker(config_path)
     weights, source = open_weights(folder, variant)
-    if class_name == AutoencoderKLConfig.class_name:
-        kl_config = AutoencoderKLConfig.from_file(config_path)
-        return load_module(lambda: AutoencoderKL(kl_config, rngs=nnx.Rngs(0)), weights, source, dtype)
-    if class_name == VQModelConfig.class_name:
-        vq_config = VQModelConfig.from_file(config_path)
-        return load_module(lambda: VQModel(vq_config, rngs=nnx.Rngs(0)), weights, source, dtype)
-    found = "has no _class_name" if class_name is None else f"is of a {class_name}"
-    raise ValueError(f"{config_path} {found}, expected AutoencoderKL or VQModel")
+    return load_module(make, weights, source, dtype)
 
 
 def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.float32) -> None:
@@ -82,3 +76,16 @@ def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.fl
         dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
     """
     save_module(module, module.config.to_dict(), Path(folder), dtype)
+
+
+def _maker(config_path: Path) -> Callable[[], AutoencoderKL | VQModel]:
+    """Return a function that makes the autoencoder that a `config.json` describes."""
+    class_name = read_json(config_path).get("_class_name")
+    if class_name == "AutoencoderKL":
+        kl_config = AutoencoderKLConfig.from_file(config_path)
+        return lambda: AutoencoderKL(kl_config, rngs=nnx.Rngs(0))
+    if class_name == "VQModel":
+        vq_config = VQModelConfig.from_file(config_path)
+        return lambda: VQModel(vq_config, rngs=nnx.Rngs(0))
+    found = "has no _class_name" if class_name is None else f"is of a {class_name}"
+    raise ValueError(f"{config_path} {found}, expected AutoencoderKL or VQModel")

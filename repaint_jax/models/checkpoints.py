@@ -185,7 +185,7 @@ def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -
 
 
 def save_module(module: nnx.Module, config: Mapping[str, Any], folder: Path, dtype: Any) -> None:
-    """Write a module's parameters as safetensors, and its config as `config.json`."""
+    """Write a module's parameters as safetensors under diffusers' names, and `config.json`."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = _torch_name(path)

@@ -2,6 +2,7 @@
 
 collect_ignore = [
     "record_consistency_models.py",
+    "record_autoencoders.py",
     "record_diffusers.py",
     "record_guided_diffusion.py",
     "record_schedulers.py",
