@@ -40,8 +40,10 @@ class Autoencoder(nnx.Module):
                 `factor`.
             tile: side in pixels of overlapping windows that are encoded one after the other and blended, so
                 that a large image needs no more memory than a window. It must be a multiple of `factor`,
-                and at least twice as much. The result differs a little, because norms and attention see a
-                window instead of the whole image. None encodes the whole image at once.
+                and at least twice as much. Use the side of the training's images, or more. The result
+                differs, because norms and attention see a window instead of the whole image: with a small
+                trained autoencoder and tiles of half an image's side, decoded pixels differed by 0.03
+                (root mean square, range [-1, 1]). None encodes the whole image at once.
 
         Returns:
             [..., H / factor, W / factor, latent_channels], of the images' dtype. Those of an
