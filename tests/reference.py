@@ -387,3 +387,22 @@ def mixture_distance(samples, weights, means, covs, directions) -> float:
 def mixture_distance_limit(n, num_directions, false_alarm=1e-6) -> float:
     """A bound that mixture_distance of n samples passes with at most this probability (Massart 1990)."""
     return float(np.sqrt(np.log(2 * num_directions / false_alarm) / (2 * n)))
+
+
+# Filling holes
+
+
+def continued(values: np.ndarray, mask: np.ndarray, reach: float = np.inf) -> np.ndarray:
+    """The screened Poisson equation in the hole of [H, W, C], with mirrored edges, solved directly."""
+    height, width, channels = values.shape
+    numbers = np.arange(height * width).reshape(height, width)
+    matrix, known = np.eye(height * width), mask.ravel() == 1
+    for row, column in np.argwhere(mask[..., 0] == 0):
+        i = numbers[row, column]
+        matrix[i, i] = 1 / reach**2
+        for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            if 0 <= row + down < height and 0 <= column + right < width:
+                matrix[i, i] += 1
+                matrix[i, numbers[row + down, column + right]] = -1
+    right_side = np.where(known[:, None], np.asarray(values, np.float64).reshape(-1, channels), 0)
+    return np.linalg.solve(matrix, right_side).reshape(values.shape).astype(np.float32)

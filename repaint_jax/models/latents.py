@@ -14,6 +14,7 @@ from flax import nnx
 
 from repaint_jax import masks
 from repaint_jax.models.autoencoder import Autoencoder
+from repaint_jax.pictures.blending import blend, continued
 
 
 @partial(
@@ -68,8 +69,12 @@ class LatentSpace:
         return _decode(self, latents)
 
     def fill(self, latents: jax.Array, images: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return images with decoded latents in their hole, and their known pixels as they are."""
-        return jnp.where(mask == 1, images, self.decode(latents).astype(images.dtype))
+        """Return images with decoded latents in their hole, and their known pixels as they are.
+
+        The correction at the rim reaches half a cell into the hole. Of the reaches from none to 32 pixels
+        this one brought decoded pictures nearest to the true ones (docs/guides/latents.md).
+        """
+        return _fill(self, latents, images, mask)
 
 
 @jax.jit
@@ -80,11 +85,18 @@ def _encode(space: LatentSpace, images: jax.Array) -> jax.Array:
 
 @jax.jit
 def _encode_known(space: LatentSpace, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    blank = jnp.where(mask == 1, images, 0)  # what is in the hole must not reach the latents
-    return _encode(space, blank), masks.downsample(mask, space.factor)
+    # What is in the hole must not reach the latents. Normalisation and attention of an encoder see the
+    # whole picture, and a smooth continuation of the known pixels disturbs them less than a blank.
+    return _encode(space, continued(images, mask)), masks.downsample(mask, space.factor)
 
 
 @jax.jit
 def _decode(space: LatentSpace, latents: jax.Array) -> jax.Array:
     autoencoder = space.autoencoder()
     return jnp.clip(autoencoder.decode(autoencoder.unscale_latents(latents)), -1, 1)
+
+
+@jax.jit
+def _fill(space: LatentSpace, latents: jax.Array, images: jax.Array, mask: jax.Array) -> jax.Array:
+    blended = blend(_decode(space, latents), images, mask, reach=space.factor / 2)
+    return jnp.where(mask == 1, images, jnp.clip(blended, -1, 1))

@@ -1,39 +1,56 @@
-"""Put a filling into the hole of a picture so that no seam shows."""
+"""Continue known pixels smoothly into a hole, and put a filling into it so that no seam shows."""
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-_ITERATIONS = 200  # enough for a relative residual of 1e-3 with a reach of up to some 50 pixels
+_ITERATIONS = 200  # of conjugate gradients: information goes one pixel further with each
+
+
+def continued(images: jax.Array, mask: jax.Array, reach: float = float("inf")) -> jax.Array:
+    """Return images whose holes continue the known pixels.
+
+    The values in the hole solve the screened Poisson equation (1/reach^2 - Laplace) x = 0 with the known
+    pixels as boundary values: they fall to 1/e of them within `reach` pixels of a straight rim.
+
+    Args:
+        images: [B, H, W, C], floating. What is in the hole does not matter.
+        mask: [B, H, W, 1] of zeros and ones; 1 is known and comes back as it is.
+        reach: in pixels, positive. Infinity makes the smoothest continuation, a membrane.
+
+    Returns:
+        [B, H, W, C]. A hole without a known pixel becomes 0.
+    """
+    known = jnp.where(mask == 1, images, 0)
+    hole = (1 - mask).astype(images.dtype)
+
+    def neighbours(x: jax.Array) -> jax.Array:
+        """Return the sum of each pixel's four neighbours, with mirrored edges."""
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        return padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+
+    def operator(x: jax.Array) -> jax.Array:
+        return jnp.where(mask == 1, x, (4 + 1 / reach**2) * x - neighbours(hole * x))
+
+    inside, _ = cg(operator, hole * neighbours(known), tol=1e-3, maxiter=_ITERATIONS)
+    return jnp.where(mask == 1, images, inside)
 
 
 def blend(filling: jax.Array, images: jax.Array, mask: jax.Array, reach: float) -> jax.Array:
     """Return images with a filling in their holes, corrected so that it meets the known pixels.
 
-    The known pixels of `filling` differ a little from those of the images. The difference is carried on
-    into the hole, where it falls to 1/e within `reach` pixels of a straight rim: it solves the screened
-    Poisson equation (1/reach^2 - Laplace) d = 0 with the known differences as boundary values (after Perez
-    et al. 2003, "Poisson image editing").
+    A filling that was decoded from latents differs a little from the images also where they are known. The
+    difference is continued into the hole and added there (after Pérez et al. 2003, "Poisson image editing",
+    where the reach is infinite).
 
     Args:
         filling: [B, H, W, C], floating, of the whole picture.
-        images: [B, H, W, C].
+        images: [B, H, W, C]. What is in the hole does not matter.
         mask: [B, H, W, 1] of zeros and ones; 1 is known and comes back as it is.
-        reach: in pixels, positive.
+        reach: how far the correction reaches into the hole, in pixels.
 
     Returns:
         [B, H, W, C], of the images' dtype.
     """
-    hole = (1 - mask).astype(filling.dtype)
-    known = jnp.where(mask == 1, images - filling, 0)
-
-    def neighbours(d: jax.Array) -> jax.Array:
-        """Return the sum of the four neighbours, with mirrored edges."""
-        padded = jnp.pad(d, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        return padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
-
-    def operator(d: jax.Array) -> jax.Array:
-        return jnp.where(hole == 1, (4 + 1 / reach**2) * d - neighbours(hole * d), d)
-
-    difference, _ = cg(operator, hole * neighbours(known), tol=1e-3, maxiter=_ITERATIONS)
-    return jnp.where(mask == 1, images, (filling + difference).astype(images.dtype))
+    corrected = filling + continued(images.astype(filling.dtype) - filling, mask, reach)
+    return jnp.where(mask == 1, images, corrected.astype(images.dtype))
