@@ -58,6 +58,9 @@ LADDERS: dict[str, Callable[..., rp.RePaintSchedulerConfig]] = {
     "flow": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, **options),
     "flow-shift-3": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, 3.0, **options),
     "ve": lambda _, count, **options: geometric(0.01, 1348 / 2, count, **options),
+    "ve-gap": lambda _, count, **options: rp.RePaintSchedulerConfig.from_sigmas(
+        [0.01, *np.geomspace(0.015, 1348 / 2, count - 1)], **options
+    ),
 }
 
 

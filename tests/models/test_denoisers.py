@@ -55,7 +55,7 @@ def run(family, levels, schedule, image=IMAGE, mask=MASK):
 
 @pytest.mark.parametrize("levels", LEVELS)
 def test_predictions_are_those_of_the_mixture(levels):
-    """In units of the prediction's own scale, which is about 1: float32 on both sides of sigma = 1."""
+    """From sigma = 0.001 to 674; predictions are about 1, so that 3e-4 is a relative error."""
     rng, betas = np.random.default_rng(0), LEVELS[levels].betas
     timesteps = np.linspace(0, len(betas) - 1, 12).astype(np.int32)
     abar = reference.alphas_cumprod(betas)[timesteps, None]
@@ -120,8 +120,7 @@ def test_a_timestep_and_a_label_for_each_image_are_those_of_that_image_alone(fam
         ("flow", "resampling", ("score of VE",)),
         *(
             pytest.param(levels, schedule, tuple(FAMILIES), marks=pytest.mark.slow)
-            for levels in LEVELS
-            for schedule in SCHEDULES
+            for levels, schedule in (("edm", "budget"), ("edm", "resampling"), ("ddpm", "budget"))
         ),
     ],
 )
@@ -154,8 +153,10 @@ DIRECTIONS = np.concatenate([np.eye(4), np.random.default_rng(0).standard_normal
         ("edm", "edm"),
         *(
             pytest.param(family, levels, marks=pytest.mark.slow)
-            for levels in ("edm", "shifted flow", "ve", "ddpm")
-            for family in FAMILIES
+            for family, levels in (
+                *((family, "edm") for family in FAMILIES),
+                *(("flow", levels) for levels in ("shifted flow", "ve", "ddpm")),
+            )
         ),
     ],
 )
@@ -176,7 +177,7 @@ def test_samples_are_those_of_the_posterior(family, levels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["denoiser", "edm, other data", "flow to data", "score of VP"])
 def test_families_work_under_vmap_and_in_bfloat16(family):
     config, model_fn = ideal.config_and_model_fn(FAMILIES[family], LEVELS["edm"])
     state = rp.set_timesteps_for_budget(rp.create_state(config), 8)
