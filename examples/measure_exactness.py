@@ -57,10 +57,7 @@ LADDERS: dict[str, Callable[..., rp.RePaintSchedulerConfig]] = {
     "edm-geometric": lambda _, count, **options: geometric(0.002, 80, count, **options),
     "flow": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, **options),
     "flow-shift-3": lambda _, count, **options: rp.RePaintSchedulerConfig.flow(count, 3.0, **options),
-    "ve": lambda _, count, **options: geometric(0.01, 1348 / 2, count, **options),
-    "ve-gap": lambda _, count, **options: rp.RePaintSchedulerConfig.from_sigmas(
-        [0.01, *np.geomspace(0.015, 1348 / 2, count - 1)], **options
-    ),
+    "ve": lambda _, count, **options: geometric(0.02, 2 * 1348, count, **options),
 }
 
 

@@ -37,7 +37,8 @@ def load_autoencoder(
 
     Args:
         path_or_repo: see `load_unet2d`.
-        subfolder: the subfolder that has the autoencoder. In a pipeline it is "vae" or "vqvae".
+        subfolder: the subfolder that has the autoencoder. If None, path_or_repo may also be a pipeline
+            with the subfolder "vae" or "vqvae".
         dtype: dtype of the parameters and of the arithmetic; None means float32. In float16 the
             autoencoders of Stable Diffusion XL overflow.
         revision: see `load_unet2d`.
@@ -53,15 +54,11 @@ def load_autoencoder(
         ValueError: the folder has a model of another class, a file is damaged, or its tensors do not fit
             the architecture.
     """
-    inner = "" if subfolder is None else Path(subfolder).as_posix()
-    hints = () if inner else tuple(f"{name}/{CONFIG_NAME}" for name in _SUBFOLDERS)
-    hub = Hub(revision, token, cache_dir)
-    folder = download_model(path_or_repo, (inner,), hints, hub, variant) / inner
+    places = ("", *_SUBFOLDERS) if subfolder is None else (Path(subfolder).as_posix(),)
+    root = download_model(path_or_repo, places, (), Hub(revision, token, cache_dir), variant)
+    folders = [root / place for place in places]
+    folder = next((one for one in folders if (one / CONFIG_NAME).is_file()), folders[0])
     config_path = folder / CONFIG_NAME
-    if not config_path.exists():
-        for name in _SUBFOLDERS:
-            if (folder / name / CONFIG_NAME).is_file():
-                raise FileNotFoundError(f"{config_path} does not exist, expected subfolder={name!r}")
     make = _maker(config_path)
     weights, source = open_weights(folder, variant)
     return load_module(make, weights, source, dtype)

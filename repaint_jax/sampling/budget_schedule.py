@@ -32,6 +32,9 @@ _DWELL_SIGMA = 0.35  # c
 _DWELL_WIDTH = 3.0  # w
 _DENSITY_ELSEWHERE = 0.07  # b, before it is normalised
 _LARGEST_SIGMA = 40.0  # above it the sample is pure noise
+# The correction of the last call is made for calls at one level. On the linear betas all levels within
+# 0.19 of the smallest in ln sigma are moved to it; finer ladders have to be told.
+_LAST_LEVEL = 0.19
 
 
 class PreviousNoise(NamedTuple):
@@ -218,5 +221,6 @@ def budget_timesteps(
     density = _DENSITY_ELSEWHERE + np.exp(-(((grid - np.log(_DWELL_SIGMA)) / _DWELL_WIDTH) ** 2))
     passed = np.append(0.0, np.cumsum((density[1:] + density[:-1]) / 2))
     wanted = np.interp(np.linspace(passed[-1], 0, num_model_calls), passed, grid)
+    wanted = np.where(wanted < grid[0] + _LAST_LEVEL, grid[0], wanted)
     between = (log_sigma[1:] + log_sigma[:-1]) / 2
     return np.searchsorted(between, wanted)

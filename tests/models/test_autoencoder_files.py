@@ -151,10 +151,11 @@ def test_damaged_folder_is_refused_in_one_sentence(
     assert sentence.startswith(f"{vq_folder / message}")
 
 
-def test_folder_of_a_pipeline_asks_for_the_subfolder(vq_folder) -> None:
-    config_path = vq_folder.parent / "config.json"
-    sentence = sentence_of(lambda: load_autoencoder(vq_folder.parent))
-    assert sentence == f"{config_path} does not exist, expected subfolder='vqvae'"
+def test_the_autoencoder_in_a_pipeline_s_folder_is_found(vq_folder) -> None:
+    for folder, subfolder in ((vq_folder.parent, None), (vq_folder.parent, "vqvae"), (vq_folder, None)):
+        assert isinstance(load_autoencoder(folder, subfolder), VQModel)
+    sentence = sentence_of(lambda: load_autoencoder(vq_folder.parent, "vae"))
+    assert sentence.startswith(f"{vq_folder.parent / 'vae' / 'config.json'}")
 
 
 def test_models_of_other_kinds_are_named(folder, vq_folder) -> None:
