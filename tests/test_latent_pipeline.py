@@ -56,7 +56,7 @@ def latent_unet(unet_config: UNet2DConfig, random_unet):
     return random_unet(dataclasses.replace(unet_config, in_channels=3, out_channels=3, sample_size=(4, 8)))
 
 
-@pytest.fixture(scope="module", params=["kl", "vq"])
+@pytest.fixture(scope="module", params=["kl", pytest.param("vq", marks=pytest.mark.slow)])
 def latent_pipe(request, latent_unet) -> rp.RePaintPipeline:
     config = rp.RePaintSchedulerConfig(beta_schedule="scaled_linear")
     return rp.RePaintPipeline.from_unet2d(latent_unet, config, autoencoder=autoencoder_of(request.param))
@@ -89,6 +89,7 @@ def test_known_pixels_come_back_exactly_and_what_is_in_the_hole_does_not_matter(
     assert np.abs(results[0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_previews_and_watched_pictures_are_pictures(latent_pipe) -> None:
     picture = Image.fromarray(np.uint8(127.5 * (IMAGE + 1)))
     output = latent_pipe(picture, MASK, **CALLS, preview_calls=(0, 7), num_samples=2)
@@ -100,6 +101,7 @@ def test_previews_and_watched_pictures_are_pictures(latent_pipe) -> None:
     np.testing.assert_array_equal(np.asarray(output.images[0])[known], np.asarray(picture)[known])
 
 
+@pytest.mark.slow
 def test_a_saved_latent_model_loads_again_as_diffusers_lays_it_out(latent_pipe, tmp_path: Path) -> None:
     latent_pipe.save_pretrained(tmp_path / "model")
     part = "vae" if isinstance(latent_pipe.latents.autoencoder(), AutoencoderKL) else "vqvae"
@@ -131,6 +133,7 @@ def test_an_autoencoder_can_come_from_elsewhere(latent_folder: Path, latent_unet
     assert isinstance(other.latents.autoencoder(), VQModel)
 
 
+@pytest.mark.slow
 def test_commands_inpaint_with_a_latent_model(latent_folder: Path, tmp_path: Path) -> None:
     for name in ("in", "masks"):
         (tmp_path / name).mkdir()
