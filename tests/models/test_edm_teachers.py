@@ -19,9 +19,9 @@ from model_files import sentence_of
 import repaint_jax as rp
 from repaint_jax.models import UNet2D, UNet2DConfig, guided_diffusion, pretrained
 from repaint_jax.models.families import EDM
-from repaint_jax.models.guided_diffusion_layout import layout_of
-from repaint_jax.models.guided_diffusion_settings import complete_settings
-from repaint_jax.models.guided_diffusion_teachers import edm_of_teacher
+from repaint_jax.models.guided_diffusion.layout import layout_of
+from repaint_jax.models.guided_diffusion.settings import complete_settings
+from repaint_jax.models.guided_diffusion.teachers import edm_of_teacher
 
 CASES, RECORDED = replay.load("consistency_models.npz")
 BY_NAME = {case["name"]: case for case in CASES}

@@ -32,8 +32,8 @@ from repaint_jax.models import (
     save_unet2d,
 )
 from repaint_jax.models.checkpoints import load_module
-from repaint_jax.models.guided_diffusion_layout import layout_of
-from repaint_jax.models.guided_diffusion_settings import complete_settings
+from repaint_jax.models.guided_diffusion.layout import layout_of
+from repaint_jax.models.guided_diffusion.settings import complete_settings
 from repaint_jax.models.pretrained import convert, load_pretrained
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from repaint_jax.models.guided_diffusion_names import Weights, is_classifier
+from repaint_jax.models.guided_diffusion.names import Weights, is_classifier
 from repaint_jax.models.wrapped_weights import first_names
 
 

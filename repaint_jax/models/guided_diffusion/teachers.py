@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repaint_jax.models.families import EDM
-from repaint_jax.models.guided_diffusion_layout import Layout
+from repaint_jax.models.guided_diffusion.layout import Layout
 
 TRAINING_MODE = "edm"
 NOISE_SCALE = 250.0  # the network is told 1000 * ln(sigma)/4

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from repaint_jax.files import StrPath
-from repaint_jax.models.guided_diffusion_layout import Layout
-from repaint_jax.models.guided_diffusion_teachers import TRAINING_MODE, check_training_mode
+from repaint_jax.models.guided_diffusion.layout import Layout
+from repaint_jax.models.guided_diffusion.teachers import TRAINING_MODE, check_training_mode
 
 HEAD_CHANNELS = 64  # of most published models, and of all classifiers
 

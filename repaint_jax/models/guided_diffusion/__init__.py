@@ -21,10 +21,10 @@ from repaint_jax.files import StrPath, warn
 from repaint_jax.models.checkpoints import load_module
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.families import Scheduler
-from repaint_jax.models.guided_diffusion_layout import Layout, layout_of
-from repaint_jax.models.guided_diffusion_names import DiffusersNames, Weights, is_classifier
-from repaint_jax.models.guided_diffusion_settings import complete_settings, read_settings
-from repaint_jax.models.guided_diffusion_teachers import edm_of_teacher
+from repaint_jax.models.guided_diffusion.layout import Layout, layout_of
+from repaint_jax.models.guided_diffusion.names import DiffusersNames, Weights, is_classifier
+from repaint_jax.models.guided_diffusion.settings import complete_settings, read_settings
+from repaint_jax.models.guided_diffusion.teachers import edm_of_teacher
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
