@@ -416,7 +416,7 @@ def test_disk_that_is_full_leaves_no_unfinished_file(model_folder, folder, capsy
             b'{"beta_start": 2.0}',
             "beta_start is 2.0, expected a variance",
         ),
-        ("model_index.json", b'{"vqvae": ["diffusers", "VQModel"]}', "with vqvae; only pipelines of an"),
+        ("model_index.json", b'{"movq": ["diffusers", "VQModel"]}', "with movq; only pipelines of an"),
         ("unet/config.json", None, "has neither unet/config.json nor config.json"),
         ("scheduler/scheduler_config.json", None, "has neither scheduler/scheduler_config.json nor"),
     ],

@@ -327,16 +327,16 @@ CONFIG = "unet/config.json"
         (SCHEDULER, {"thresholding": True}, ": thresholding is True, expected false"),
         (
             SCHEDULER,
-            b'{"_class_name": "ScoreSdeVeScheduler", "snr": 0.15, "sigma_max": 1348.0}',
-            ": the scheduler's config is of a ScoreSdeVeScheduler, expected a scheduler with betas",
+            b'{"_class_name": "ScoreSdeVpScheduler", "beta_min": 0.1, "beta_max": 20}',
+            ": the scheduler's config is of a ScoreSdeVpScheduler, expected a scheduler with betas",
         ),
         (SCHEDULER, Path.unlink, "has neither scheduler/scheduler_config.json nor scheduler_config.json"),
         # The index
         ("model_index.json", b"{", "is not a JSON file"),
         (
             "model_index.json",
-            {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]},
-            "is of a LDMPipeline with vqvae; only pipelines of an unconditional unet",
+            {"_class_name": "KandinskyPipeline", "movq": ["diffusers", "VQModel"]},
+            "is of a KandinskyPipeline with movq; only pipelines of an unconditional unet",
         ),
     ],
 )
