@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -195,6 +196,24 @@ def whole_folder(path: StrPath) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def whole_parts(folder: StrPath) -> Iterator[Path]:
+    """Provide a temporary folder whose files and folders are moved into `folder` at the end.
+
+    They replace what has the same names there; everything else in `folder` stays. After an error `folder`
+    is as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
+        yield Path(name)
+        for part in Path(name).iterdir():
+            before = folder / part.name
+            if before.is_dir():
+                shutil.rmtree(before)
+            part.replace(before)
 
 
 def unfinished_files(paths: Iterable[Path]) -> Iterator[Path]:

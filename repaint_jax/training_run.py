@@ -76,6 +76,7 @@ def train_unet2d(
         "initial_model": ("initial model", None if initial_model is None else model.params),
         "autoencoder": ("autoencoder", model.latents),
     }
+    scale_of_latents = None if model.latents is None else model.latents.config.latents_shift_and_scale
     steps_done = _check_same_run(
         output,
         {
@@ -83,6 +84,7 @@ def train_unet2d(
             "unet": _unet_config(model).to_dict(),
             "scheduler": model.scheduler.to_dict(),
             **{name: {f"digest of the {what}": _digest(part)} for name, (what, part) in digests.items()},
+            "latents": {"shift and scale of the latents": scale_of_latents},
         },
     )
     _forget_later_steps(output / "log.csv", steps_done)

@@ -191,6 +191,69 @@ def test_an_autoencoder_with_other_channels_is_refused(unet) -> None:
         rp.RePaintPipeline.from_unet2d(unet, rp.RePaintSchedulerConfig(), autoencoder=autoencoder_of("kl"))
 
 
+@pytest.mark.parametrize(
+    ("autoencoder", "described"),
+    [
+        (5, "5"),
+        (b"x", "b'x'"),
+        ("", "''"),
+        (["vae"], "a list"),
+        (CONFIGS["kl"], "a AutoencoderKLConfig"),
+        (AutoencoderKL, "the class AutoencoderKL"),
+        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "a Linear"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_autoencoder_is_described(latent_folder: Path, autoencoder, described: str) -> None:
+    sentence = (
+        f"autoencoder is {described}, expected an AutoencoderKL or a VQModel, or its folder or repository"
+    )
+    with pytest.raises(TypeError) as error:
+        rp.RePaintPipeline.from_pretrained(latent_folder, autoencoder=autoencoder)
+    assert str(error.value) == sentence
+
+
+def test_an_autoencoder_that_changes_the_channels_is_refused(latent_unet) -> None:
+    grey = AutoencoderKL(dataclasses.replace(CONFIGS["kl"], out_channels=1), rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match="takes pictures of 3 channels and makes pictures of 1, expected as"
+    ):
+        rp.RePaintPipeline.from_unet2d(latent_unet, Flow(), autoencoder=grey)
+
+
+def test_another_scale_of_the_latents_is_another_model(latent_unet) -> None:
+    autoencoder = autoencoder_of("kl")
+    before = rp.RePaintPipeline.from_unet2d(latent_unet, Flow(), autoencoder=autoencoder).digest()
+    autoencoder.config = dataclasses.replace(autoencoder.config, scaling_factor=0.5)
+    assert rp.RePaintPipeline.from_unet2d(latent_unet, Flow(), autoencoder=autoencoder).digest() != before
+
+
+def test_an_autoencoder_is_found_without_an_index_and_two_are_refused(
+    latent_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(latent_folder, tmp_path / "model")
+    (tmp_path / "model" / "model_index.json").unlink()
+    assert isinstance(load_pretrained(tmp_path / "model").autoencoder, AutoencoderKL)
+    shutil.copytree(tmp_path / "model" / "vae", tmp_path / "model" / "vqvae")
+    with pytest.raises(ValueError, match="has vqvae and vae, expected one autoencoder"):
+        load_pretrained(tmp_path / "model")
+
+
+def test_an_error_while_saving_leaves_the_folder_as_it_was(latent_folder: Path, tmp_path: Path) -> None:
+    pipe = rp.RePaintPipeline.from_pretrained(latent_folder)
+    pipe.params["conv_in"]["bias"][...] = jnp.full_like(pipe.params["conv_in"]["bias"][...], 1e6)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"conv_in\.bias has values that are not finite in float16"):
+        pipe.save_pretrained(tmp_path / "model", dtype=np.float16)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
+    pipe.save_pretrained(tmp_path / "model")
+    pipe.save_pretrained(tmp_path / "model")  # again, over the first
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        *("notes.txt", "model_index.json", "scheduler", "unet", "vae"),
+    }
+
+
 def test_a_folder_whose_autoencoder_is_missing_says_so(latent_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(latent_folder, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "vae")

@@ -181,3 +181,18 @@ def _checked(name: str, array: jax.Array, channels: int, multiple: int) -> jax.A
         sides = f" with H and W multiples of {multiple}" if multiple > 1 else ""
         raise ValueError(f"{name} has shape {shape}, expected [..., H, W, {channels}]{sides}")
     return jnp.asarray(array)
+
+
+def check_autoencoder(autoencoder: object) -> None:
+    """Raise a TypeError if something is neither an `AutoencoderKL` nor a `VQModel`."""
+    if not isinstance(autoencoder, AutoencoderKL | VQModel):
+        raise TypeError(
+            f"autoencoder is {_described(autoencoder)}, expected an AutoencoderKL or a VQModel, or its "
+            "folder or repository"
+        )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"

@@ -124,6 +124,7 @@ class DiffusionModel:
             autoencoder: the autoencoder of a latent model.
 
         Raises:
+            TypeError: if autoencoder is no `AutoencoderKL` and no `VQModel`.
             ValueError: if the autoencoder's latents do not have the model's channels.
         """
         network, params = nnx_model_fn(unet)
@@ -139,7 +140,7 @@ class DiffusionModel:
                     "the model's input"
                 )
             height, width = height * latents.factor, width * latents.factor
-            channels = autoencoder.config.in_channels
+            channels = latents.config.in_channels
             config = dataclasses.replace(config, clip_sample=False)  # latents have no limits
         return cls(
             model_fn_of(scheduler, network),
@@ -174,12 +175,14 @@ class DiffusionModel:
     def save_pretrained(self, folder: StrPath, *, dtype: Any = np.float32) -> None:
         """Save the model in a folder that `from_pretrained` and diffusers' RePaintPipeline can load.
 
+        All parts are written or none. Other files in the folder stay.
+
         Args:
             folder: the folder to write.
-            dtype: the NumPy dtype of the stored weights.
+            dtype: the NumPy dtype of the network's stored weights. An autoencoder's keep their dtype.
 
         Raises:
-            ValueError: if the model is not a `UNet2D`.
+            ValueError: if the model is not a `UNet2D`, or a weight is not finite in dtype.
         """
         if self.unet_config is None:
             raise ValueError("unet_config is None, expected a pipeline of a UNet2D: only that can be saved")
@@ -209,7 +212,8 @@ class DiffusionModel:
 
     def digest(self) -> str:
         """Return a digest of settings, architecture and parameters: of all but your own model_fn."""
-        settings = [self.state.config, self.unet_config, *filter(None, [self.family])]
+        of_latents = None if self.latents is None else self.latents.config
+        settings = [self.state.config, self.unet_config, *filter(None, [self.family, of_latents])]
         digest = hashlib.sha256(repr(tuple(settings)).encode())
         of_classifier = None if self.classifier is None else self.classifier.params
         for leaf in jax.tree.leaves((self.params, of_classifier, self.latents)):

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from repaint_jax import masks
-from repaint_jax.models.autoencoder import Autoencoder
+from repaint_jax.models.autoencoder import Autoencoder, check_autoencoder
+from repaint_jax.models.autoencoder_config import AutoencoderConfig
 from repaint_jax.pictures.blending import blend, continued
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["graphdef", "factor", "channels"],
+    meta_fields=["graphdef", "config", "channels"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentSpace:
@@ -29,20 +30,37 @@ class LatentSpace:
     Attributes:
         params: the autoencoder's parameters.
         graphdef: the autoencoder without them.
-        factor: side of a latent's cell in pixels.
+        config: the autoencoder's architecture, and the scale of its latents.
         channels: channels of the latents.
     """
 
     params: Any
     graphdef: Any
-    factor: int
+    config: AutoencoderConfig
     channels: int
 
     @classmethod
     def of(cls, autoencoder: Autoencoder) -> Self:
-        """Split an autoencoder into parameters and functions."""
+        """Split an autoencoder into parameters and functions.
+
+        Raises:
+            TypeError: it is no `AutoencoderKL` and no `VQModel`.
+            ValueError: it makes pictures with other channels than those that it takes.
+        """
+        check_autoencoder(autoencoder)
+        config = autoencoder.config
+        if config.in_channels != config.out_channels:
+            raise ValueError(
+                f"autoencoder takes pictures of {config.in_channels} channels and makes pictures of "
+                f"{config.out_channels}, expected as many"
+            )
         graphdef, params = nnx.split(autoencoder)
-        return cls(params, graphdef, autoencoder.factor, autoencoder.latent_channels)
+        return cls(params, graphdef, config, autoencoder.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Return the side of a latent's cell in pixels."""
+        return self.config.factor
 
     def autoencoder(self) -> Autoencoder:
         """Return the autoencoder as a module."""

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repaint_jax.files import Hub, StrPath, read_json, whole_folder, write_json
+from repaint_jax.files import Hub, StrPath, read_json, whole_folder, whole_parts, write_json
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
-from repaint_jax.models.autoencoder import Autoencoder
+from repaint_jax.models.autoencoder import Autoencoder, check_autoencoder
 from repaint_jax.models.autoencoder_checkpoints import load_autoencoder, save_autoencoder
 from repaint_jax.models.checkpoints import (
     download_model,
@@ -56,6 +56,8 @@ def load_pretrained(
         cache_dir: see `RePaintPipeline.from_pretrained`.
     """
     hub = Hub(revision, token, cache_dir)
+    if autoencoder is not None and (autoencoder == "" or not isinstance(autoencoder, str | os.PathLike)):
+        check_autoencoder(autoencoder)
     if isinstance(autoencoder, str | os.PathLike):
         autoencoder = load_autoencoder(autoencoder, dtype=dtype, token=token, cache_dir=cache_dir)
     path = model_folder(path_or_repo)
@@ -66,21 +68,20 @@ def load_pretrained(
         return Pretrained(*guided_diffusion.load_unet(path, dtype=dtype), autoencoder)
     places = _places(subfolder)
     inner, scheduler = places[0], SCHEDULER_CONFIG_NAME
+    names = [INDEX_NAME, f"scheduler/{scheduler}", scheduler]
+    names += [f"{part}/config.json" for part in _AUTOENCODERS.values()]
     folder = download_model(
         path,
         (_join(inner, "unet"), inner),
-        tuple(_join(p, name) for p in places for name in (INDEX_NAME, f"scheduler/{scheduler}", scheduler)),
+        tuple(_join(place, name) for place in places for name in names),
         hub,
         variant,
     )
     if not (folder / inner).is_dir():
         raise FileNotFoundError(f"subfolder is {inner!r}, expected a folder in {folder}")
-    for place in places:
-        if (folder / place / INDEX_NAME).is_file():
-            part = _autoencoder_part(folder / place / INDEX_NAME)
-            if part is not None and autoencoder is None:
-                where = _join(place, part)
-                autoencoder = load_autoencoder(path, where, dtype=dtype, variant=variant, **hub._asdict())
+    where = _autoencoder_place(folder, places)
+    if where is not None and autoencoder is None:
+        autoencoder = load_autoencoder(path, where, dtype=dtype, variant=variant, **hub._asdict())
     scheduler_folder = _component(folder, places, "scheduler", scheduler)
     unet_folder = _component(folder, (inner,), "unet", "config.json")
     unet = load_unet2d(unet_folder, dtype=dtype, variant=variant)
@@ -102,20 +103,20 @@ def save_pretrained(
     autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write a diffusers pipeline folder: `model_index.json`, `unet/`, `scheduler/`, `vqvae/` or `vae/`."""
-    folder = Path(folder)
-    save_unet2d(unet, folder / "unet", dtype=dtype)
-    write_scheduler(folder / "scheduler", scheduler)
-    index: dict[str, Any] = {
-        "_class_name": "RePaintPipeline",
-        "scheduler": ["diffusers", scheduler.to_dict()["_class_name"]],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    if autoencoder is not None:
-        class_name = type(autoencoder).__name__
-        part = _AUTOENCODERS[class_name]
-        save_autoencoder(autoencoder, folder / part, dtype=dtype)
-        index.update({"_class_name": "LDMPipeline", part: ["diffusers", class_name]})
-    write_json(folder / INDEX_NAME, index)
+    with whole_parts(folder) as parts:
+        save_unet2d(unet, parts / "unet", dtype=dtype)
+        write_scheduler(parts / "scheduler", scheduler)
+        index: dict[str, Any] = {
+            "_class_name": "RePaintPipeline",
+            "scheduler": ["diffusers", scheduler.to_dict()["_class_name"]],
+            "unet": ["diffusers", "UNet2DModel"],
+        }
+        if autoencoder is not None:
+            class_name = autoencoder.config.class_name
+            part, own_dtype = _AUTOENCODERS[class_name], autoencoder.encoder.conv_in.kernel.dtype
+            save_autoencoder(autoencoder, parts / part, dtype=own_dtype)
+            index.update({"_class_name": "LDMPipeline", part: ["diffusers", class_name]})
+        write_json(parts / INDEX_NAME, index)
 
 
 def convert(
@@ -212,15 +213,34 @@ def _component(folder: Path, places: tuple[str, ...], name: str, config_name: st
     raise FileNotFoundError(message)
 
 
-def _autoencoder_part(index_path: Path) -> str | None:
-    """Return the part of a pipeline that is its autoencoder. Raise if it has unknown parts."""
-    index = read_json(index_path)
-    parts = {name for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
-    autoencoders = sorted(parts & set(_AUTOENCODERS.values()))
-    others = sorted(parts - {"unet", "scheduler"} - set(autoencoders[:1]))
-    if others:
-        raise ValueError(
-            f"{index_path} is of a {index.get('_class_name')} with {', '.join(others)}; only pipelines of "
-            "an unconditional unet, a scheduler and an autoencoder are supported"
-        )
-    return autoencoders[0] if autoencoders else None
+def _autoencoder_place(folder: Path, places: tuple[str, ...]) -> str | None:
+    """Return the folder of a pipeline's autoencoder, inside the model's folder; None for models of pixels.
+
+    It is the one that the nearest `model_index.json` names, or else the one that is there.
+
+    Raises:
+        ValueError: a pipeline has several autoencoders, or parts that are not known.
+    """
+    for place in places:
+        index_path = folder / place / INDEX_NAME
+        if index_path.is_file():
+            index = read_json(index_path)
+            parts = {name for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
+            others = sorted(parts - {"unet", "scheduler", *_AUTOENCODERS.values()})
+            if others:
+                raise ValueError(
+                    f"{index_path} is of a {index.get('_class_name')} with {', '.join(others)}; only "
+                    "pipelines of an unconditional unet, a scheduler and an autoencoder are supported"
+                )
+            named = sorted(parts & set(_AUTOENCODERS.values()))
+            source = index_path
+        else:
+            named, source = [], folder / place
+        found = named or [
+            part for part in _AUTOENCODERS.values() if (folder / place / part / "config.json").is_file()
+        ]
+        if len(found) > 1:
+            raise ValueError(f"{source} has {' and '.join(found)}, expected one autoencoder")
+        if found:
+            return _join(place, found[0])
+    return None

@@ -21,19 +21,24 @@ def continued(images: jax.Array, mask: jax.Array, reach: float = float("inf")) -
     Returns:
         [B, H, W, C]. A hole without a known pixel becomes 0.
     """
-    known = jnp.where(mask == 1, images, 0)
-    hole = (1 - mask).astype(images.dtype)
+    # Each picture has a solution of its own, whatever its batch.
+    return jax.vmap(lambda image, its_mask: _continued(image, its_mask, reach))(images, mask)
+
+
+def _continued(image: jax.Array, mask: jax.Array, reach: float) -> jax.Array:  # [H, W, C], [H, W, 1]
+    known = jnp.where(mask == 1, image, 0)
+    hole = (1 - mask).astype(image.dtype)
 
     def neighbours(x: jax.Array) -> jax.Array:
         """Return the sum of each pixel's four neighbours, with mirrored edges."""
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        return padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
+        return padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
 
     def operator(x: jax.Array) -> jax.Array:
         return jnp.where(mask == 1, x, (4 + 1 / reach**2) * x - neighbours(hole * x))
 
     inside, _ = cg(operator, hole * neighbours(known), tol=1e-3, maxiter=_ITERATIONS)
-    return jnp.where(mask == 1, images, inside)
+    return jnp.where(mask == 1, image, inside)
 
 
 def blend(filling: jax.Array, images: jax.Array, mask: jax.Array, reach: float) -> jax.Array:

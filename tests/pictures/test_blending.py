@@ -43,7 +43,7 @@ def test_each_picture_of_a_batch_has_its_own_hole() -> None:
     images = jnp.stack([jnp.asarray(IMAGE), -jnp.asarray(IMAGE)])
     both = jax.jit(continued)(images, masks)
     for one, image, mask in zip(both, images, masks, strict=True):
-        np.testing.assert_allclose(one, continued(image[None], mask[None])[0], atol=2e-3)
+        np.testing.assert_allclose(one, continued(image[None], mask[None])[0], atol=1e-6)
 
 
 def test_a_filling_that_is_off_by_a_constant_is_corrected_at_the_rim_and_kept_inside() -> None:
