@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.models.latents import LatentSpace
+from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
 from repaint_jax.pictures.batches import Batch, Look, as_output
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
 from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
@@ -52,7 +52,7 @@ class Chain(NamedTuple):
 
     def as_pictures(self, samples: jax.Array) -> jax.Array:
         """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
-        return samples if self.latents is None else self.latents.fill(samples, *self.pictures)
+        return chain_pictures(self.latents, samples, *self.pictures)
 
 
 def choose_timesteps(
@@ -107,7 +107,7 @@ def make_chain(
         state, params, latents = replicate((state, params, latents), devices)
     images, masks, keys = placed
     with mesh_of_devices(devices):
-        inputs = (images, masks) if latents is None else latents.encode_known(images, masks)
+        inputs = chain_inputs(latents, images, masks)
     arguments = (state, model_fn, params, *inputs, keys)
     return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks))
 
@@ -126,7 +126,7 @@ def run_chain(
             progress=progress,
         )
         result = _finite(chain.as_pictures(result)[: chain.num_results])
-        if preview_calls:
+        if chain.latents is not None and len(previews):
             previews = jnp.stack([chain.as_pictures(samples) for samples in previews])
         previews = previews[:, : chain.num_results]
     return ImagePipelineOutput(

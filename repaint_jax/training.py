@@ -6,7 +6,7 @@ that training changes. So a run that was stopped and resumed ends with the same 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from repaint_jax.files import StrPath
 from repaint_jax.models.families import EDM, Flow, Scheduler
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.checks import check_choice, check_int
 from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate, shard_batch
 from repaint_jax.sampling.inpaint import ModelFn
@@ -91,20 +91,20 @@ class TrainingConfig:
         for name in ("decay_fraction", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
-        _check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("objective", self.objective, OBJECTIVES)
         is_ddpm = self.objective == "ddpm"
         if not self.prediction_type:
             object.__setattr__(self, "prediction_type", "epsilon" if is_ddpm else "sample")
         if not self.timestep_density:
             density = "lognormal" if self.objective == "edm" else "uniform"
             object.__setattr__(self, "timestep_density", density)
-        _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         if not is_ddpm and self.prediction_type != "sample":
             raise ValueError(
                 f"prediction_type is {self.prediction_type!r}, expected 'sample' or none with "
                 f"objective={self.objective!r}"
             )
-        _check_choice("timestep_density", self.timestep_density, TIMESTEP_DENSITIES)
+        check_choice("timestep_density", self.timestep_density, TIMESTEP_DENSITIES)
 
     def scheduler(self) -> Scheduler:
         """Return the noise levels of a new network, and how it is called at them."""
@@ -342,8 +342,3 @@ def check_steps_left(num_steps: int, steps_done: int) -> None:
         raise ValueError(
             f"num_steps is {num_steps}, expected at least the {steps_done} steps that are done"
         )
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

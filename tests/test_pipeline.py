@@ -506,6 +506,12 @@ def test_watched_pictures_end_with_those_of_a_call(pipe, pixels, keep, schedule)
         np.testing.assert_array_equal(one.images[known], result.images[known])
 
 
+def test_preview_calls_may_be_an_array(pipe, pixels, keep):
+    options = {"num_model_calls": 9, "key": KEY, "num_samples": 2, "output_type": "np"}
+    results = [pipe(pixels, keep, preview_calls=calls, **options) for calls in ((0, 7), np.array([0, 7]))]
+    np.testing.assert_array_equal(results[0].previews, results[1].previews)
+
+
 def test_watching_compiles_one_call_and_may_stop_early(pipe, pixels, keep):
     traced = []
 

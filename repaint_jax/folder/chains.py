@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax.files import whole_file
-from repaint_jax.models.latents import LatentSpace
+from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.sampling.keys import keys_of_data
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
@@ -129,9 +129,9 @@ class ChainRunner:
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
             image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
-            inputs = (image, mask) if latents is None else latents.encode_known(image, mask)
+            inputs = chain_inputs(latents, image, mask)
             sample = self._chain(name, model_fn, params, inputs, keys_of_data(key))
-            parts.append(np.asarray(sample if latents is None else latents.fill(sample, image, mask)))
+            parts.append(np.asarray(chain_pictures(latents, sample, image, mask)))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from repaint_jax.files import StrPath, read_config
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.models.config_options import check_block_types, known_options
+from repaint_jax.sampling.checks import check_choice, check_int
 
 _BLOCK_TYPES = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -51,16 +52,9 @@ class AutoencoderConfig:
             ValueError: an option is unknown or not supported. The message names it.
             TypeError: an option has the wrong type.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        known: dict[str, Any] = {}
-        for name, value in config.items():
-            if name in fields:
-                known[name] = tuple(value) if isinstance(value, list) else value
-            elif name == "norm_type" and value != "group":
-                raise ValueError(f"norm_type is {value!r}, expected 'group'")
-            elif not (name.startswith("_") or name == "norm_type" or value is None or value is False):
-                raise ValueError(f"autoencoder config: unknown option {name}={value!r}")
-        return cls(**known)
+        if config.get("norm_type", "group") != "group":
+            raise ValueError(f"norm_type is {config['norm_type']!r}, expected 'group'")
+        return cls(**known_options(cls, config, "autoencoder", ("norm_type",)))
 
     @classmethod
     def from_file(cls, path: StrPath) -> Self:
@@ -93,8 +87,7 @@ class AutoencoderConfig:
         for name in _FLAGS:
             if not isinstance(getattr(self, name, False), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected true or false")
-        if self.act_fn not in ("silu", "swish"):
-            raise ValueError(f"act_fn is {self.act_fn!r}, expected one of silu, swish")
+        check_choice("act_fn", self.act_fn, ("silu", "swish"))
         _check_number("scaling_factor", self.scaling_factor)
         if self.scaling_factor <= 0:
             raise ValueError(f"scaling_factor is {self.scaling_factor}, expected a positive number")
@@ -115,15 +108,7 @@ class AutoencoderConfig:
                     f"norm_num_groups={self.norm_num_groups}"
                 )
         for name, supported in _BLOCK_TYPES.items():
-            kinds = getattr(self, name)
-            if len(kinds) != len(widths):
-                raise ValueError(
-                    f"{name} has {len(kinds)} entries, expected one for each of "
-                    f"the {len(widths)} block_out_channels"
-                )
-            for kind in kinds:
-                if kind not in supported:
-                    raise ValueError(f"{name} has {kind!r}, expected one of {', '.join(supported)}")
+            check_block_types(name, getattr(self, name), supported, len(widths))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,11 @@ from repaint_jax.sampling.keys import working_dtype
 Network = Callable[..., jax.Array]
 
 
+def sigmas_of(config: RePaintSchedulerConfig) -> NDArray[np.float64]:
+    """Return the noise level sigma of each training timestep, [num_train_timesteps]."""
+    return np.exp(noise_levels.log_sigma(noise_levels.alphas_cumprod(config.betas)))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Adapter:
     """A network with its noise levels, to be called as a `model_fn`.
@@ -57,8 +62,7 @@ class _AtNoiseLevel(_Adapter):
     """A network of a noise level; as a `model_fn` it predicts the clean image."""
 
     def __call__(self, params: Any, sample: jax.Array, timestep: jax.Array, *conditions: Any) -> jax.Array:
-        abar = noise_levels.alphas_cumprod(self.config.betas)
-        sigma = _of_each_image(np.exp(noise_levels.log_sigma(abar)), timestep, sample)
+        sigma = _of_each_image(sigmas_of(self.config), timestep, sample)
         x = sample.astype(sigma.dtype) * jnp.sqrt(1 + sigma**2)  # x0 + sigma z
 
         def network(x: jax.Array, level: jax.Array) -> jax.Array:

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.files import read_config, read_json, write_json
-from repaint_jax.models.denoisers import edm_model_fn, flow_model_fn, score_model_fn
-from repaint_jax.sampling import noise_levels
+from repaint_jax.models.denoisers import edm_model_fn, flow_model_fn, score_model_fn, sigmas_of
 from repaint_jax.sampling.config import CONFIG_NAME, RePaintSchedulerConfig
 
 NetworkFn = Callable[..., Any]  # (params, sample, timestep, *labels) -> output, as `nnx_model_fn` makes
@@ -130,7 +129,7 @@ class EDM(Family):
 
     def loss_weights(self) -> NDArray[np.float64]:
         """Return EDM's lambda(sigma)."""
-        sigma = _sigmas(self.config())
+        sigma = sigmas_of(self.config())
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
@@ -162,7 +161,7 @@ class Flow(Family):
 
     def loss_weights(self) -> NDArray[np.float64]:
         """Return 1/t^2."""
-        sigma = _sigmas(self.config())
+        sigma = sigmas_of(self.config())
         return ((1 + sigma) / sigma) ** 2
 
 
@@ -209,7 +208,7 @@ class ScoreVE(Family):
 
     def loss_weights(self) -> NDArray[np.float64]:
         """Return 1/sigma^2, for sigma times the score."""
-        return 1 / _sigmas(self.config()) ** 2
+        return 1 / sigmas_of(self.config()) ** 2
 
 
 Scheduler = RePaintSchedulerConfig | Family
@@ -255,10 +254,6 @@ class _NetworkOfFamily:
 
     def __call__(self, params: Any, x: jax.Array, level: jax.Array, *labels: Any) -> Any:
         return self.family.call(self.network, params, x, level, *labels)
-
-
-def _sigmas(config: RePaintSchedulerConfig) -> NDArray[np.float64]:
-    return np.exp(noise_levels.log_sigma(noise_levels.alphas_cumprod(config.betas)))
 
 
 def _check_positive(name: str, value: Any) -> None:

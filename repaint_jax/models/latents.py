@@ -66,10 +66,13 @@ class LatentSpace:
         """Return the autoencoder as a module."""
         return nnx.merge(self.graphdef, self.params)
 
+    @jax.jit
     def encode(self, images: jax.Array) -> jax.Array:
         """Return the model's latents [B, H/factor, W/factor, channels] of images [B, H, W, C]."""
-        return _encode(self, images)
+        autoencoder = self.autoencoder()
+        return autoencoder.scale_latents(autoencoder.encode(images))
 
+    @jax.jit
     def encode_known(self, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the latents of the known pixels, and the mask of the latents that saw nothing else.
 
@@ -80,40 +83,35 @@ class LatentSpace:
         Returns:
             Latents [B, H/factor, W/factor, channels], and their mask [B, H/factor, W/factor, 1].
         """
-        return _encode_known(self, images, mask)
+        # What is in the hole must not reach the latents. Normalisation and attention of an encoder see the
+        # whole picture, and a smooth continuation of the known pixels disturbs them less than a blank.
+        return self.encode(continued(images, mask)), masks.downsample(mask, self.factor)
 
+    @jax.jit
     def decode(self, latents: jax.Array) -> jax.Array:
         """Return the images [..., H, W, C] of the model's latents, in [-1, 1]."""
-        return _decode(self, latents)
+        autoencoder = self.autoencoder()
+        return jnp.clip(autoencoder.decode(autoencoder.unscale_latents(latents)), -1, 1)
 
+    @jax.jit
     def fill(self, latents: jax.Array, images: jax.Array, mask: jax.Array) -> jax.Array:
         """Return images with decoded latents in their hole, and their known pixels as they are.
 
         The correction at the rim reaches one cell into the hole (docs/guides/latents.md has a measurement).
         """
-        return _fill(self, latents, images, mask)
+        blended = blend(self.decode(latents), images, mask, reach=self.factor)
+        return jnp.where(mask == 1, images, jnp.clip(blended, -1, 1))
 
 
-@jax.jit
-def _encode(space: LatentSpace, images: jax.Array) -> jax.Array:
-    autoencoder = space.autoencoder()
-    return autoencoder.scale_latents(autoencoder.encode(images))
+def chain_inputs(
+    space: LatentSpace | None, images: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return what a chain inpaints, and its mask: pictures themselves, or their latents."""
+    return (images, mask) if space is None else space.encode_known(images, mask)
 
 
-@jax.jit
-def _encode_known(space: LatentSpace, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # What is in the hole must not reach the latents. Normalisation and attention of an encoder see the
-    # whole picture, and a smooth continuation of the known pixels disturbs them less than a blank.
-    return _encode(space, continued(images, mask)), masks.downsample(mask, space.factor)
-
-
-@jax.jit
-def _decode(space: LatentSpace, latents: jax.Array) -> jax.Array:
-    autoencoder = space.autoencoder()
-    return jnp.clip(autoencoder.decode(autoencoder.unscale_latents(latents)), -1, 1)
-
-
-@jax.jit
-def _fill(space: LatentSpace, latents: jax.Array, images: jax.Array, mask: jax.Array) -> jax.Array:
-    blended = blend(_decode(space, latents), images, mask, reach=space.factor)
-    return jnp.where(mask == 1, images, jnp.clip(blended, -1, 1))
+def chain_pictures(
+    space: LatentSpace | None, samples: jax.Array, images: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Return the pictures of a chain's samples, with the known pixels of `images`."""
+    return samples if space is None else space.fill(samples, images, mask)

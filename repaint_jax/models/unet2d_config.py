@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from repaint_jax.files import StrPath, read_config
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.models.config_options import check_block_types, known_options
+from repaint_jax.sampling.checks import check_choice, check_int
 
 SKIP_DOWN_BLOCK_TYPES = ("SkipDownBlock2D", "AttnSkipDownBlock2D")
 SKIP_UP_BLOCK_TYPES = ("SkipUpBlock2D", "AttnSkipUpBlock2D")
@@ -114,15 +115,7 @@ class UNet2DConfig:
             ValueError: an option is unknown or not supported. The message names it.
             TypeError: an option has the wrong type.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        known: dict[str, Any] = {}
-        for name, value in config.items():
-            if name in fields:
-                known[name] = value
-            elif not (name.startswith("_") or name in _EMA_OPTIONS or value is None or value is False):
-                raise ValueError(f"unet config: unknown option {name}={value!r}")
-        known.update({k: tuple(v) for k, v in known.items() if isinstance(v, list)})
-        return cls(**known)
+        return cls(**known_options(cls, config, "unet", _EMA_OPTIONS))
 
     @classmethod
     def from_file(cls, path: StrPath) -> Self:
@@ -225,10 +218,7 @@ class UNet2DConfig:
             for side in self.height_and_width:
                 check_int("sample_size", side, 1)
         for name, supported in _CHOICES.items():
-            if getattr(self, name) not in supported:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, supported))}"
-                )
+            check_choice(name, getattr(self, name), supported)
         if not self.block_out_channels:
             raise ValueError("block_out_channels is empty, expected the channels of each level")
         self._check_blocks("down_block_types", DOWN_BLOCK_TYPES)
@@ -251,14 +241,7 @@ class UNet2DConfig:
         # Files from before diffusers 0.5 have the prefix UNetRes in the names of blocks.
         kinds = tuple(str(kind).removeprefix("UNetRes") for kind in getattr(self, name))
         object.__setattr__(self, name, kinds)
-        if len(kinds) != len(self.block_out_channels):
-            raise ValueError(
-                f"{name} has {len(kinds)} entries, expected one for each of "
-                f"the {len(self.block_out_channels)} block_out_channels"
-            )
-        for kind in kinds:
-            if kind not in supported:
-                raise ValueError(f"{name} has {kind!r}, expected one of {', '.join(supported)}")
+        check_block_types(name, kinds, supported, len(self.block_out_channels))
 
     def _check_skip_blocks(self) -> None:
         """Check that the image of Skip blocks has its channels, and at each of them the level's size."""

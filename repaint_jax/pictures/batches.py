@@ -22,6 +22,7 @@ from repaint_jax.pictures.images import (
     resize_together,
     resized,
 )
+from repaint_jax.sampling.checks import check_choice
 
 OUTPUT_TYPES = ("pil", "np", "jax")
 
@@ -134,8 +135,7 @@ def check_output_type(
         ValueError: if it is not one of `OUTPUT_TYPES`, "pil" for a shape without a PIL mode, or not "pil"
             although the alpha channel is wanted.
     """
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+    check_choice("output_type", output_type, OUTPUT_TYPES)
     if output_type == "pil":
         pil_mode(image_shape)
     elif keep_alpha:

@@ -3,6 +3,7 @@
 A message names the parameter, its value and what is expected.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,12 @@ def check_int(name: str, value: Any, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise if a value is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
 
 
 def check_floating(name: str, array: jax.Array) -> None:

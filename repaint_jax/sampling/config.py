@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.files import Hub, StrPath, local_folder, read_config, write_json
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.checks import check_choice, check_int
 
 CONFIG_NAME = "scheduler_config.json"
 
@@ -124,8 +124,7 @@ class RePaintSchedulerConfig:
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected True or False")
             object.__setattr__(self, name, bool(getattr(self, name)))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+            check_choice(name, getattr(self, name), choices)
         if self.trained_betas is not None:
             object.__setattr__(self, "trained_betas", self._checked_betas(self.trained_betas))
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from model_files import WEIGHTS, assert_same_parameters, edit_json, edit_weights, sentence_of
 from safetensors.numpy import load_file, save_file
+from test_autoencoder import VQ
 
 from repaint_jax.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
     VQModel,
-    VQModelConfig,
     load_autoencoder,
     load_unet2d,
     save_autoencoder,
@@ -35,7 +35,6 @@ KL = AutoencoderKLConfig(
     use_quant_conv=False,
     force_upcast=False,
 )
-VQ = VQModelConfig(block_out_channels=(4,), norm_num_groups=2, num_vq_embeddings=16, vq_embed_dim=2)
 
 
 @pytest.fixture(scope="module")
