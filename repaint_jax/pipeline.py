@@ -1,26 +1,33 @@
 """The pipeline: a model, its scheduler and the sampling loop in one object, for pictures and arrays."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from repaint_jax.models.diffusion_model import DiffusionModel
 from repaint_jax.models.guidance import CondFn, checked_labels
-from repaint_jax.pictures.batches import PICTURE_OPTIONS, check_output_type, make_batch
+from repaint_jax.pictures.batches import check_output_type
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour
+from repaint_jax.pictures.fillings import PICTURE_OPTIONS, Filling, Row, make_filling
 from repaint_jax.pictures.images import Range
+from repaint_jax.pictures.windows import DEFAULT_CONTEXT
 from repaint_jax.pipeline_chain import (
     Chain,
+    ChainOfRows,
     ImagePipelineOutput,
     WatchedPictures,
     choose_timesteps,
     make_chain,
-    rows_on_devices,
-    run_chain,
-    watch_chain,
+    run_chains,
+    watch_chains,
 )
 from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.devices import bytes_needed, free_devices, memory_of_device
+from repaint_jax.sampling.keys import sample_keys
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
 
 
@@ -42,6 +49,8 @@ class RePaintPipeline(DiffusionModel):
         num_samples: int = 1,
         output_type: str = "pil",
         resize: bool = False,
+        fit: str = "exact",
+        context: float = DEFAULT_CONTEXT,
         background: Colour = DEFAULT_BACKGROUND,
         keep_alpha: bool = False,
         input_range: Range | None = None,
@@ -64,7 +73,7 @@ class RePaintPipeline(DiffusionModel):
         multiplication by 255 and rounding.
 
         Args:
-            image: a PIL image, an array, or a list of them, each of the model's size. PIL images must have
+            image: a PIL image, an array, or a list of them, of the model's size or as `fit` says. PIL images must have
                 8 bits per channel. They are turned upright by their EXIF orientation, and converted between
                 grey, palette and colour. Their ICC profile is kept if it fits the model's kind of colours,
                 and otherwise they are converted through it to sRGB. Arrays are uint8, or floating in
@@ -87,8 +96,15 @@ class RePaintPipeline(DiffusionModel):
                 output.
             output_type: the kind of the output: "pil", "np" ([B * num_samples, H, W, C] in [0, 1], which
                 goes back in with `input_range=(0, 1)`) or "jax" (the same shape, in [-1, 1]).
-            resize: whether to resize PIL images and masks to the model's size. Proportions are not kept. An
-                image and its mask must have the same size. Without it, images of another size are refused.
+            resize: short for fit="resize".
+            fit: how pictures of another size than the model's are inpainted. "exact" refuses them. "resize"
+                resizes PIL images and masks to the model's size, without keeping proportions; the results
+                have that size, too. "crop" cuts windows around the holes, scales them to the model's size,
+                and puts the results back; pixels outside the holes stay as they are, at full resolution
+                (`pictures.windows`). "native" runs the network on the picture's own size. A convolutional
+                network can do that, but it knows pictures of the size that it was trained on.
+            context: with fit="crop", what a window shows on each side of a hole, as a share of the hole's
+                longer side.
             background: the colour behind the transparent pixels of PIL images: a name or code that Pillow
                 knows, a grey level, or red, green and blue from 0 to 255. It is not used for models with an
                 alpha channel, of 2 or 4 channels.
@@ -114,15 +130,17 @@ class RePaintPipeline(DiffusionModel):
             FloatingPointError: if the result is not finite.
         """
         check_output_type(output_type, self.image_shape, keep_alpha)
-        chain = self._chain(
+        state = self._scheduled(
+            state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+        )
+        filling, chain_of = self._chains(
             image,
             mask_image,
-            self._scheduled(
-                state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
-            ),
+            state,
             key=key,
             num_samples=num_samples,
-            resize=resize,
+            fit=_checked_fit(fit, resize),
+            context=context,
             background=background,
             keep_alpha=keep_alpha,
             input_range=input_range,
@@ -132,7 +150,8 @@ class RePaintPipeline(DiffusionModel):
             cond_fn=cond_fn,
             cond_params=cond_params,
         )
-        return run_chain(chain, output_type, preview_calls, progress)
+        calls = state.num_model_calls or 0
+        return run_chains(filling, chain_of, calls, output_type, preview_calls, progress)
 
     def watch(
         self,
@@ -168,30 +187,74 @@ class RePaintPipeline(DiffusionModel):
         state = self._scheduled(
             state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
         )
-        return watch_chain(self._chain(image, mask_image, state, key=key, **options), output_type)
+        fit = _checked_fit(options.pop("fit", "exact"), options.pop("resize", False))
+        filling, chain_of = self._chains(image, mask_image, state, key=key, fit=fit, **options)
+        return watch_chains(filling, chain_of, state.num_model_calls or 0, output_type)
 
-    def _chain(
+    def _chains(
         self,
         image: Any,
         mask_image: Any,
         state: RePaintSchedulerState,
         *,
         key: jax.Array,
+        fit: str,
+        context: float = DEFAULT_CONTEXT,
         num_samples: int = 1,
         class_labels: Any = None,
         **options: Any,
-    ) -> Chain:
+    ) -> tuple[Filling, ChainOfRows]:
+        """Return the pictures to fill, and what makes a chain of some of their rows."""
         check_int("num_samples", num_samples, 1)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
-        batch = make_batch(image, mask_image, self.image_shape, **of_pictures)
-        rows, devices = rows_on_devices(len(batch.images), num_samples, self.params)
+        filling = make_filling(
+            image,
+            mask_image,
+            self.image_shape,
+            fit=fit,
+            context=context,
+            num_samples=num_samples,
+            multiple=self.side_multiple,
+            check_memory=partial(self._check_memory, state),
+            **of_pictures,
+        )
         if class_labels is not None:
             class_labels = checked_labels(
-                "class_labels", class_labels, len(batch.images), self.unet_config, self.classifier
+                "class_labels", class_labels, filling.num_pictures, self.unet_config, self.classifier
             )
-            class_labels = class_labels[rows // num_samples]
-        model_fn, params = self.guided_model(state.config, class_labels, **options)
-        return make_chain(state, model_fn, params, batch, key, num_samples, rows, devices, self.latents)
+        keys = sample_keys(key, filling.num_pictures, num_samples)
+
+        def chain_of(rows: Sequence[Row], images: Any, masks: Any) -> Chain:
+            devices = free_devices(self.params)[: len(rows)]
+            # Every device has the same number of rows: copies of the last one fill up.
+            filled_up = np.minimum(np.arange(len(rows) + -len(rows) % max(len(devices), 1)), len(rows) - 1)
+            results = np.array([row.result for row in rows])[filled_up]
+            row_keys = keys[results]
+            if fit == "crop":
+                numbers = np.array([row.number for row in rows])[filled_up]
+                row_keys = jax.vmap(jax.random.fold_in)(row_keys, numbers)
+            labels = None if class_labels is None else class_labels[results // num_samples]
+            model_fn, params = self.guided_model(state.config, labels, **options)
+            inputs = images[filled_up], masks[filled_up], row_keys
+            return make_chain(state, model_fn, params, *inputs, len(rows), devices, self.latents)
+
+        return filling, chain_of
+
+    def _check_memory(self, state: RePaintSchedulerState, shape: tuple[int, int, int]) -> None:
+        """Raise MemoryError if the network needs more memory for a picture of a shape than there is."""
+        height, width, channels = shape
+        if self.latents is not None:
+            height, width = height // self.latents.factor, width // self.latents.factor
+            channels = self.latents.channels
+        with contextlib.suppress(NotImplementedError):  # the backend or the system does not tell
+            available = memory_of_device(jax.local_devices()[0])
+            needed = bytes_needed(state, self.model_fn, self.params, (height, width, channels), 1)
+            if needed > available:
+                raise MemoryError(
+                    f"image is of {shape[0]} x {shape[1]} pixels, for which the network needs "
+                    f"{needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are there: expected a "
+                    "smaller one with fit='native', or fit='crop'"
+                )
 
     def set_timesteps(
         self,
@@ -233,3 +296,9 @@ class RePaintPipeline(DiffusionModel):
             )
         schedule_of(state)
         return state
+
+
+def _checked_fit(fit: str, resize: bool) -> str:
+    if resize and fit not in ("exact", "resize"):
+        raise ValueError(f"resize is {resize!r} and fit is {fit!r}, expected one of the two")
+    return "resize" if resize else fit

@@ -1,20 +1,19 @@
-"""The chain of a call of the pipeline: its schedule, its rows on the devices, and its results."""
+"""The chains of a call of the pipeline: their schedule, their rows on the devices, and their results."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
-from repaint_jax.pictures.batches import Batch, Look, as_output
+from repaint_jax.pictures.fillings import Filling, Row
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
-from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
+from repaint_jax.sampling.devices import mesh_of_devices, replicate, shard_batch
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, inpaint, start_chain
-from repaint_jax.sampling.keys import sample_keys
 from repaint_jax.sampling.repaint_schedule import set_timesteps
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state
 
@@ -46,13 +45,15 @@ class Chain(NamedTuple):
     arguments: tuple[RePaintSchedulerState, Callable[..., jax.Array], Any, Any, Any, Any]
     num_results: int
     devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
-    looks: Sequence[Look]  # of the images, each of which has as many results
     latents: LatentSpace | None  # of a latent model
     pictures: tuple[jax.Array, jax.Array]  # images [rows, H, W, C] in pixels, and their masks
 
     def as_pictures(self, samples: jax.Array) -> jax.Array:
         """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
         return chain_pictures(self.latents, samples, *self.pictures)
+
+
+ChainOfRows = Callable[[Sequence[Row], Any, Any], Chain]  # rows, and the images and masks in them
 
 
 def choose_timesteps(
@@ -74,34 +75,19 @@ def choose_timesteps(
     return set_timesteps(create_state(config), **chosen)
 
 
-def rows_on_devices(
-    num_images: int, num_samples: int, params: Any
-) -> tuple[NDArray[np.intp], list[jax.Device]]:
-    """Return the number of the result in each row, and the devices that hold the rows.
-
-    The rows are filled up to a multiple of the number of devices with copies of the last one.
-    """
-    num_results = num_images * num_samples
-    devices = free_devices(params)[:num_results]
-    rows = np.minimum(np.arange(num_results + -num_results % max(len(devices), 1)), num_results - 1)
-    return rows, devices
-
-
 def make_chain(
     state: RePaintSchedulerState,
     model_fn: Callable[..., jax.Array],
     params: Any,
-    batch: Batch,
-    key: jax.Array,
-    num_samples: int,
-    rows: NDArray[np.intp],
+    images: Any,
+    masks: Any,
+    keys: jax.Array,
+    num_results: int,
     devices: list[jax.Device],
     latents: LatentSpace | None = None,
 ) -> Chain:
-    """Place the inputs of a chain on the devices, see `rows_on_devices`."""
-    num_images, of_row = len(batch.images), rows // num_samples
-    keys = sample_keys(key, num_images, num_samples)[rows]
-    placed: Any = (batch.images[of_row], batch.masks[of_row], keys)
+    """Place the rows of a chain on the devices. Their number is a multiple of that of the devices."""
+    placed: Any = images, masks, keys
     if devices:
         placed = shard_batch(placed, devices)
         state, params, latents = replicate((state, params, latents), devices)
@@ -109,50 +95,76 @@ def make_chain(
     with mesh_of_devices(devices):
         inputs = chain_inputs(latents, images, masks)
     arguments = (state, model_fn, params, *inputs, keys)
-    return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks))
+    return Chain(arguments, num_results, devices, latents, (images, masks))
 
 
-def run_chain(
-    chain: Chain,
+def run_chains(
+    filling: Filling,
+    chain_of: ChainOfRows,
+    num_model_calls: int,
     output_type: str,
     preview_calls: Sequence[int] | None,
     progress: Callable[[int], None] | None,
 ) -> ImagePipelineOutput:
-    """Run a chain, see `RePaintPipeline.__call__`."""
-    with mesh_of_devices(chain.devices):
-        result, previews = inpaint(
-            *chain.arguments,
-            preview_calls=() if preview_calls is None else preview_calls,
-            progress=progress,
-        )
-        result = _finite(chain.as_pictures(result)[: chain.num_results])
-        if chain.latents is not None and len(previews):
-            previews = jnp.stack([chain.as_pictures(samples) for samples in previews])
-        previews = previews[:, : chain.num_results]
+    """Fill pictures, see `RePaintPipeline.__call__`."""
+    calls = () if preview_calls is None else preview_calls
+    previews = [filling.copy() for _ in calls]
+    for number, rows in enumerate(filling.rounds()):
+        chain = chain_of(rows, *filling.cut(rows))
+        report = progress and partial(_report, progress, number * num_model_calls)
+        with mesh_of_devices(chain.devices):
+            samples, shown = inpaint(*chain.arguments, preview_calls=calls, progress=report)
+            filling.put(rows, _finite(chain.as_pictures(samples)[: chain.num_results]))
+            for preview, predicted in zip(previews, shown, strict=True):
+                preview.put(rows, chain.as_pictures(predicted)[: chain.num_results])
     return ImagePipelineOutput(
-        as_output(result, output_type, chain.looks),
-        None if preview_calls is None else as_output(previews, output_type, chain.looks),
+        filling.output(output_type),
+        None if preview_calls is None else _together(previews, output_type),
     )
 
 
-def watch_chain(chain: Chain, output_type: str) -> Iterator[WatchedPictures]:
-    """Run a chain call by call, see `RePaintPipeline.watch`."""
+def _report(progress: Callable[[int], None], calls_before: int, calls_done: int) -> None:
+    progress(calls_before + calls_done)
+
+
+def _together(previews: Sequence[Filling], output_type: str) -> Any:
+    """Return the previews of all calls: a list of lists, or an array."""
+    pictures = [preview.output(output_type) for preview in previews]
+    if output_type == "pil":
+        return pictures
+    return (jnp if output_type == "jax" else np).stack(pictures)
+
+
+def watch_chains(
+    filling: Filling, chain_of: ChainOfRows, num_model_calls: int, output_type: str
+) -> Iterator[WatchedPictures]:
+    """Fill pictures call by call, see `RePaintPipeline.watch`."""
+    total = filling.num_rounds * num_model_calls
+    for number, rows in enumerate(filling.rounds()):
+        chain = chain_of(rows, *filling.cut(rows))
+        for calls_done, samples in enumerate(_calls_of(chain, num_model_calls), start=1):
+            shown = filling if calls_done == num_model_calls else filling.copy()
+            shown.put(rows, _finite(chain.as_pictures(samples)[: chain.num_results]))
+            yield WatchedPictures(number * num_model_calls + calls_done, total, shown.output(output_type))
+
+
+def _calls_of(chain: Chain, num_model_calls: int) -> Iterator[jax.Array]:
+    """Run a chain call by call, and yield the predicted clean rows of each, and at last the results."""
     state, *_, images, masks, keys = chain.arguments
-    total = state.num_model_calls or 0
     with mesh_of_devices(chain.devices):
         carry = start_chain(state, images, keys)
         if chain.devices:
             # Place the carry where the calls place it. Another placement would compile once more.
             rows = shard_batch((carry.sample, carry.memory), chain.devices)
             carry = ChainCarry(*rows, replicate(carry.calls_done, chain.devices))
-    for calls_done in range(1, total + 1):
+    for _ in range(num_model_calls - 1):
         with mesh_of_devices(chain.devices):
             carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
-            samples = carry.sample
-            if calls_done < total:
-                samples = jnp.where(masks == 1, images, previews[0])
-            pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
-        yield WatchedPictures(calls_done, total, as_output(pictures, output_type, chain.looks))
+            predicted = jnp.where(masks == 1, images, previews[0])
+        yield predicted
+    with mesh_of_devices(chain.devices):
+        carry, _ = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+    yield carry.sample
 
 
 def _finite(images: jax.Array) -> jax.Array:

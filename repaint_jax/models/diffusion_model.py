@@ -206,6 +206,12 @@ class DiffusionModel:
         return height // self.latents.factor, width // self.latents.factor, self.latents.channels
 
     @property
+    def side_multiple(self) -> int:
+        """What the sides of pictures must be a multiple of: the model halves them several times."""
+        halvings = 0 if self.unet_config is None else len(self.unet_config.block_out_channels) - 1
+        return 2**halvings * (1 if self.latents is None else self.latents.factor)
+
+    @property
     def is_class_conditional(self) -> bool:
         """Whether the model takes class labels."""
         return self.unet_config is not None and self.unet_config.is_class_conditional

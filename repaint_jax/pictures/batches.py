@@ -21,7 +21,9 @@ from repaint_jax.pictures.images import (
     pil_mode,
     resize_together,
     resized,
+    uint8_to_array,
 )
+from repaint_jax.pictures.windows import Canvas
 from repaint_jax.sampling.checks import check_choice
 
 OUTPUT_TYPES = ("pil", "np", "jax")
@@ -31,7 +33,7 @@ class Look(NamedTuple):
     """What the results of a picture take over from it, apart from its known pixels."""
 
     profile: bytes | None = None  # the ICC profile of the pixel values
-    alpha: Image.Image | None = None  # the alpha channel, of the model's size
+    alpha: Image.Image | None = None  # the alpha channel, of the result's size
 
 
 class Batch(NamedTuple):
@@ -42,7 +44,6 @@ class Batch(NamedTuple):
     looks: Sequence[Look]  # [N]
 
 
-PICTURE_OPTIONS = ("resize", "background", "keep_alpha", "input_range")  # of `make_batch`
 
 
 def make_batch(
@@ -55,7 +56,7 @@ def make_batch(
     keep_alpha: bool = False,
     input_range: Range | None = None,
 ) -> Batch:
-    """Convert the pictures and masks that a pipeline takes.
+    """Convert the pictures and masks that a pipeline takes, to the model's size.
 
     Args:
         image: a picture as in `image_to_array`, or a batch or list of them.
@@ -67,26 +68,74 @@ def make_batch(
         input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
             UserWarning tells of arrays without a negative value.
     """
-    rgb(background)  # raises if it is no colour
-    model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
-    images, masks = _as_list("image", image), _as_list("mask_image", mask_image)
-    alphas = [_alpha(one, image_shape) if keep_alpha else None for one in images]
-    images = [_in_model_mode(one, image_shape, background) for one in images]
-    looks = [Look(_profile(one), alpha) for one, alpha in zip(images, alphas, strict=True)]
+    images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
+    if keep_alpha:
+        size = image_shape[1::-1]
+        looks = [
+            look if look.alpha is None else look._replace(alpha=resized(look.alpha, size)) for look in looks
+        ]
     if resize:
         images, masks = resize_together(images, masks, image_shape, background)
-    pixels = [image_pixels(one, image_shape) for one in images]
-    holes = np.stack([mask_to_array(mask, image_shape) for mask in masks])
-    if len(holes) not in (1, len(pixels)):
+    shapes = [image_shape] * len(images)
+    pixels, holes = _checked(images, masks, shapes, input_range)
+    in_range = [uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels]
+    return Batch(np.stack(in_range), np.stack(holes), looks)
+
+
+def make_canvases(
+    image: Any,
+    mask_image: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    background: Colour = DEFAULT_BACKGROUND,
+    keep_alpha: bool = False,
+    input_range: Range | None = None,
+) -> tuple[list[Canvas], Sequence[Look]]:
+    """Convert pictures and masks of any size, see `make_batch`."""
+    images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
+    shapes = [_own_shape(one, image_shape[-1]) for one in images]
+    pixels, holes = _checked(images, masks, shapes, input_range)
+    return [Canvas(*pair) for pair in zip(pixels, holes, strict=True)], looks
+
+
+def _read(
+    image: Any, mask_image: Any, image_shape: tuple[int, int, int], background: Colour, keep_alpha: bool
+) -> tuple[list[Any], list[Any], list[Look]]:
+    """Return pictures in the model's colours, a mask for each, and their looks."""
+    rgb(background)  # raises if it is no colour
+    images, masks = _as_list("image", image), _as_list("mask_image", mask_image)
+    if len(masks) not in (1, len(images)):
         raise ValueError(
-            f"mask_image has {len(holes)} masks, expected 1 or one for each of {len(pixels)} images"
+            f"mask_image has {len(masks)} masks, expected 1 or one for each of {len(images)} images"
         )
-    holes = np.broadcast_to(holes, (len(pixels), *holes.shape[1:]))
-    arrays = [in_model_range(*pair, model_range) for pair in zip(pixels, holes, strict=True)]
+    alphas = [_alpha(one) if keep_alpha else None for one in images]
+    images = [_in_model_mode(one, image_shape, background) for one in images]
+    looks = [Look(_profile(one), alpha) for one, alpha in zip(images, alphas, strict=True)]
+    return images, [*masks] * (len(images) // len(masks)), looks
+
+
+def _checked(
+    images: Sequence[Any],
+    masks: Sequence[Any],
+    shapes: Sequence[tuple[int, int, int]],
+    input_range: Range | None,
+) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]]]:
+    """Return pixels, uint8 or in [-1, 1], and masks of zeros and ones."""
+    model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
+    pixels = [image_pixels(*pair) for pair in zip(images, shapes, strict=True)]
+    holes = [mask_to_array(*pair) for pair in zip(masks, shapes, strict=True)]
+    floating = [number for number, one in enumerate(pixels) if one.dtype != np.uint8]
+    for number in floating:
+        pixels[number] = in_model_range(pixels[number], holes[number], model_range)
     if input_range is None:
-        is_floating = [one.dtype != np.uint8 for one in pixels]
-        _warn_if_none_is_negative(np.stack(arrays)[is_floating], holes[is_floating])
-    return Batch(np.stack(arrays), holes, looks)
+        _warn_if_none_is_negative([(pixels[number], holes[number]) for number in floating])
+    return pixels, holes
+
+
+def _own_shape(image: Any, channels: int) -> tuple[int, int, int]:
+    """Return the shape of a picture of any size in the model's colours."""
+    height, width = image.size[::-1] if isinstance(image, Image.Image) else np.shape(image)[:2]
+    return height, width, channels
 
 
 def _in_model_mode(image: Any, image_shape: tuple[int, int, int], background: Colour) -> Any:
@@ -100,14 +149,13 @@ def _profile(image: Any) -> bytes | None:
     return image.info.get("icc_profile") if isinstance(image, Image.Image) else None
 
 
-def _alpha(image: Any, image_shape: tuple[int, int, int]) -> Image.Image | None:
-    alpha = alpha_channel(upright(image)) if isinstance(image, Image.Image) else None
-    return None if alpha is None else resized(alpha, image_shape[1::-1])
+def _alpha(image: Any) -> Image.Image | None:
+    return alpha_channel(upright(image)) if isinstance(image, Image.Image) else None
 
 
-def _warn_if_none_is_negative(images: NDArray[np.floating], masks: NDArray[np.floating]) -> None:
-    known = images[np.broadcast_to(masks > 0, images.shape)]
-    if known.size and known.min() >= 0:
+def _warn_if_none_is_negative(pictures: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]]) -> None:
+    known = [image[mask[..., 0] > 0] for image, mask in pictures]
+    if any(values.size for values in known) and all(values.min(initial=0) >= 0 for values in known):
         warn(
             "image has no value below 0, and black is -1: give input_range=(0, 1) for images in [0, 1], or "
             "input_range=(-1, 1) for bright images in [-1, 1]"

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import cg
+from numpy.typing import NDArray
 
 _ITERATIONS = 200  # of conjugate gradients: information goes one pixel further with each
 
@@ -59,3 +61,44 @@ def blend(filling: jax.Array, images: jax.Array, mask: jax.Array, reach: float) 
     """
     corrected = filling + continued(images.astype(filling.dtype) - filling, mask, reach)
     return jnp.where(mask == 1, images, corrected.astype(images.dtype))
+
+
+def smooth_continuation(
+    values: NDArray[np.floating], known: NDArray[np.bool_]
+) -> NDArray[np.floating]:
+    """Continue known values into the rest of a large array, in linear time ("pull-push").
+
+    The means of known pixels are pulled to coarser grids, until no hole is left, and pushed back into the
+    holes (Gortler et al. 1996, "The lumigraph", section 3.4.2).
+
+    Args:
+        values: [H, W, C]. What is unknown does not matter.
+        known: [H, W], with at least one known pixel.
+
+    Returns:
+        [H, W, C], with the known values as they are.
+    """
+    if known.all():
+        return values
+    height, width = known.shape
+    padding = ((0, height % 2), (0, width % 2))
+    weights = np.pad(known, padding).astype(values.dtype)[..., None]
+    sums = _sums_of_cells(np.pad(np.where(known[..., None], values, 0), (*padding, (0, 0))))
+    weights = _sums_of_cells(weights)
+    coarse = smooth_continuation(sums / np.maximum(weights, 1), weights[..., 0] > 0)
+    fine = _twice(_twice(coarse, 0), 1)[:height, :width]
+    return np.where(known[..., None], values, fine)
+
+
+def _sums_of_cells(array: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the sums of cells of 2 x 2 pixels."""
+    return array[::2, ::2] + array[1::2, ::2] + array[::2, 1::2] + array[1::2, 1::2]
+
+
+def _twice(array: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
+    """Interpolate linearly to twice the length."""
+    rows = np.moveaxis(array, axis, 0)
+    padded = np.concatenate([rows[:1], rows, rows[-1:]])
+    before, after = (0.75 * rows + 0.25 * other for other in (padded[:-2], padded[2:]))
+    doubled = np.stack([before, after], axis=1).reshape(2 * len(rows), *rows.shape[1:])
+    return np.moveaxis(doubled, 0, axis)

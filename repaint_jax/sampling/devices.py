@@ -158,11 +158,11 @@ def largest_batch_size(
             bytes_limit is None and the system does not report how much memory it has.
     """
     if bytes_limit is None:
-        bytes_limit = _bytes_limit(jax.local_devices()[0])
+        bytes_limit = memory_of_device(jax.local_devices()[0])
     check_int("bytes_limit", bytes_limit, 1)
 
     def needed(batch_size: int) -> int:
-        return _bytes_needed(state, model_fn, params, image_shape, dtype, batch_size)
+        return bytes_needed(state, model_fn, params, image_shape, batch_size, dtype=dtype)
 
     one, two = needed(1), needed(2)
     if one > bytes_limit:
@@ -173,14 +173,16 @@ def largest_batch_size(
     return size
 
 
-def _bytes_needed(
+def bytes_needed(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
     params: Any,
     image_shape: tuple[int, ...],
-    dtype: Any,
     batch_size: int,
+    *,
+    dtype: Any = jnp.float32,
 ) -> int:
+    """Return how much memory `inpaint` needs for a batch, without running it; see `largest_batch_size`."""
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), dtype)
     masks = jax.ShapeDtypeStruct((batch_size, *image_shape[:-1], 1), dtype)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
@@ -196,7 +198,12 @@ def _bytes_needed(
     )
 
 
-def _bytes_limit(device: jax.Device) -> int:
+def memory_of_device(device: jax.Device) -> int:
+    """Return the memory of a device in bytes; for a CPU that of the machine.
+
+    Raises:
+        NotImplementedError: the system does not report how much memory it has.
+    """
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])

@@ -86,7 +86,7 @@ def test_the_pipeline_uses_all_devices_and_gives_what_one_gives(
     *_, watched = pipe.watch(*arrays, key=keys, **options)
     np.testing.assert_allclose(watched.images, result.images, atol=1e-5)
     one = jax.local_devices()[:1]
-    monkeypatch.setattr("repaint_jax.pipeline_chain.free_devices", lambda params: one)
+    monkeypatch.setattr("repaint_jax.pipeline.free_devices", lambda params: one)
     single = pipe(*arrays, key=keys, preview_calls=(3,), **options)
     np.testing.assert_allclose(result.images, single.images, atol=1e-5)
     np.testing.assert_allclose(result.previews, single.previews, atol=1e-5)

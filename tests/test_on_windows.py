@@ -69,12 +69,12 @@ class Device:
 
 def test_memory_is_asked_of_the_system_only_where_the_device_says_nothing(monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
-    assert devices._bytes_limit(Device({"bytes_limit": 17})) == 17
+    assert devices.memory_of_device(Device({"bytes_limit": 17})) == 17
     for statistics in (None, {}):
         with pytest.raises(
             NotImplementedError, match="bytes_limit is None, expected a number: this system"
         ):
-            devices._bytes_limit(Device(statistics))
+            devices.memory_of_device(Device(statistics))
     state = rp.set_timesteps_for_budget(rp.create_state(), 8)
     model_fn = lambda params, sample, timestep: sample  # noqa: E731
     assert rp.largest_batch_size(state, model_fn, None, (4, 4, 1), bytes_limit=2**20) > 0
@@ -86,7 +86,7 @@ def test_the_memory_of_an_unknown_system_is_asked_for(monkeypatch):
 
     monkeypatch.setattr(os, "sysconf", sysconf, raising=False)
     with pytest.raises(NotImplementedError, match="bytes_limit is None"):
-        devices._bytes_limit(Device(None))
+        devices.memory_of_device(Device(None))
 
 
 # Names

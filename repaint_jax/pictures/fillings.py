@@ -1,0 +1,193 @@
+"""Fill pictures in rounds: those of the model's size at once, others window by window.
+
+Both kinds have the same methods. A round is a list of rows for a chain: `cut` makes its inputs, and `put`
+takes its results.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, make_canvases, with_look
+from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
+from repaint_jax.pictures.windows import Canvas, Window, plan_windows, whole_window
+from repaint_jax.sampling.checks import check_choice
+
+FITS = ("exact", "resize", "crop", "native")
+PICTURE_OPTIONS = ("background", "keep_alpha", "input_range")  # of `make_batch` and `make_canvases`
+WINDOWS_AT_ONCE = 16  # in a batch of a chain, so that any number of windows fits the memory
+
+
+class Row(NamedTuple):
+    """A row of a chain."""
+
+    result: int  # the number of the result that it belongs to
+    number: int = 0  # of the window, in the picture
+    window: Window | None = None  # None is the whole picture
+
+
+class Filling(Protocol):
+    """The results of pictures, `num_samples` for each, adjacent."""
+
+    num_pictures: int
+    num_rounds: int
+
+    def copy(self) -> Self:
+        """Return the same as it is now, to go on with separately."""
+
+    def rounds(self) -> Iterator[Sequence[Row]]:
+        """Yield the rows of each round; put in its results before the next."""
+
+    def cut(self, rows: Sequence[Row]) -> tuple[Any, Any]:
+        """Return the images [rows, h, w, C] and masks [rows, h, w, 1] that the model sees."""
+
+    def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
+        """Take the chain's results [rows, h, w, C]."""
+
+    def output(self, output_type: str) -> Any:
+        """Return the results as a pipeline does, see `as_output`."""
+
+
+class WholePictures:
+    """Pictures of the model's size, filled in one round."""
+
+    num_rounds = 1
+
+    def __init__(self, batch: Batch, num_samples: int):
+        self.num_pictures = len(batch.images)
+        self._batch, self._num_samples = batch, num_samples
+        self._samples: Any = None
+
+    def copy(self) -> "WholePictures":
+        return WholePictures(self._batch, self._num_samples)
+
+    def rounds(self) -> Iterator[Sequence[Row]]:
+        yield [Row(result) for result in range(self.num_pictures * self._num_samples)]
+
+    def cut(self, rows: Sequence[Row]) -> tuple[Any, Any]:
+        pictures = np.array([row.result // self._num_samples for row in rows])
+        return self._batch.images[pictures], self._batch.masks[pictures]
+
+    def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
+        self._samples = samples
+
+    def output(self, output_type: str) -> Any:
+        return as_output(self._samples, output_type, self._batch.looks)
+
+
+class WindowedPictures:
+    """Pictures of any size, filled window by window.
+
+    Args:
+        canvases: the pictures.
+        plans: the windows of each picture, in passes, see `plan_windows`.
+        size: the height and width of what the model sees.
+        looks: the looks of the pictures.
+        num_samples: the number of results of each picture.
+        rows_at_once: the number of windows in a round.
+    """
+
+    def __init__(
+        self,
+        canvases: Sequence[Canvas],
+        plans: Sequence[Sequence[Sequence[Window]]],
+        size: tuple[int, int],
+        looks: Sequence[Look],
+        num_samples: int,
+        rows_at_once: int,
+    ):
+        self.num_pictures = len(canvases)
+        self._canvases = [canvas.copy() for canvas in canvases for _ in range(num_samples)]
+        self._size, self._looks, self._num_samples = size, looks, num_samples
+        passes: list[list[Row]] = [[] for _ in range(max(map(len, plans), default=0))]
+        for result in range(len(self._canvases)):
+            number = 0
+            for turn, windows in enumerate(plans[result // num_samples]):
+                for window in windows:
+                    passes[turn].append(Row(result, number, window))
+                    number += 1
+        self._rounds = [
+            rows[start : start + rows_at_once]
+            for rows in passes
+            for start in range(0, len(rows), rows_at_once)
+        ]
+        self.num_rounds = len(self._rounds)
+
+    def copy(self) -> "WindowedPictures":
+        new = object.__new__(WindowedPictures)
+        new.__dict__.update(self.__dict__, _canvases=[canvas.copy() for canvas in self._canvases])
+        return new
+
+    def rounds(self) -> Iterator[Sequence[Row]]:
+        yield from self._rounds
+
+    def cut(self, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        images, masks = zip(*(self._canvases[row.result].cut(row.window, self._size) for row in rows))
+        return np.stack(images), np.stack(masks)
+
+    def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
+        for row, sample in zip(rows, np.asarray(samples, np.float32), strict=True):
+            self._canvases[row.result].put_back(row.window, sample)
+
+    def output(self, output_type: str) -> Any:
+        pixels = [canvas.pixels for canvas in self._canvases]
+        if output_type == "pil":
+            pictures = (uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels)
+            return [with_look(one, self._looks[i // self._num_samples]) for i, one in enumerate(pictures)]
+        images = np.stack([uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels])
+        return as_output(jnp.asarray(images) if output_type == "jax" else images, output_type, self._looks)
+
+
+def make_filling(
+    image: Any,
+    mask_image: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    fit: str,
+    context: float,
+    num_samples: int,
+    multiple: int,
+    check_memory: Callable[[tuple[int, int, int]], None],
+    **of_pictures: Any,
+) -> Filling:
+    """Convert the pictures and masks that a pipeline takes.
+
+    Args:
+        image: the pictures, see `make_batch`.
+        mask_image: their masks.
+        image_shape: the shape [H, W, C] of the model's images.
+        fit: one of `FITS`.
+        context: of the windows, see `plan_windows`.
+        num_samples: the number of results for each picture.
+        multiple: what the sides of a picture must be a multiple of for the network.
+        check_memory: a function that raises MemoryError for shapes that are too large for the network.
+        of_pictures: see `make_batch`.
+
+    Raises:
+        ValueError: if a value is out of range, or pictures and masks do not fit the model or each other.
+        MemoryError: if the pictures' own size is too large.
+    """
+    check_choice("fit", fit, FITS)
+    if isinstance(context, bool) or not isinstance(context, int | float) or not 0 <= context < math.inf:
+        raise ValueError(f"context is {context!r}, expected a number from 0 on")
+    if fit in ("exact", "resize"):
+        batch = make_batch(image, mask_image, image_shape, resize=fit == "resize", **of_pictures)
+        return WholePictures(batch, num_samples)
+    canvases, looks = make_canvases(image, mask_image, image_shape, **of_pictures)
+    height, width, channels = image_shape
+    if fit == "crop":
+        plans = [plan_windows(canvas.hole, (height, width), context) for canvas in canvases]
+        return WindowedPictures(canvases, plans, (height, width), looks, num_samples, WINDOWS_AT_ONCE)
+    windows = [whole_window(canvas.hole, multiple) for canvas in canvases]
+    sizes = sorted({window.hole.shape for window in windows})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"image has pictures of {sizes[0]} and {sizes[1]} pixels, expected one size with fit='native'"
+        )
+    check_memory((*sizes[0], channels))
+    return WindowedPictures(canvases, [[[window]] for window in windows], sizes[0], looks, num_samples, 1)
