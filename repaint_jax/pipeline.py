@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from repaint_jax.models.diffusion_model import DiffusionModel
@@ -27,7 +28,7 @@ from repaint_jax.pipeline_chain import (
 )
 from repaint_jax.sampling.checks import check_int
 from repaint_jax.sampling.devices import bytes_needed, free_devices, memory_of_device
-from repaint_jax.sampling.keys import sample_keys
+from repaint_jax.sampling.keys import sample_keys, window_keys
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
 
 
@@ -73,12 +74,12 @@ class RePaintPipeline(DiffusionModel):
         multiplication by 255 and rounding.
 
         Args:
-            image: a PIL image, an array, or a list of them, of the model's size or as `fit` says. PIL images must have
-                8 bits per channel. They are turned upright by their EXIF orientation, and converted between
-                grey, palette and colour. Their ICC profile is kept if it fits the model's kind of colours,
-                and otherwise they are converted through it to sRGB. Arrays are uint8, or floating in
-                `input_range`, of shape [H, W], [H, W, C] or, for a batch, [B, H, W, C]. Where mask_image is
-                0, a floating array may hold anything, also NaN.
+            image: a PIL image, an array, or a list of them, of the model's size or as `fit` says. PIL images
+                must have 8 bits per channel. They are turned upright by their EXIF orientation, and
+                converted between grey, palette and colour. Their ICC profile is kept if it fits the model's
+                kind of colours, and otherwise they are converted through it to sRGB. Arrays are uint8, or
+                floating in `input_range`, of shape [H, W], [H, W, C] or, for a batch, [B, H, W, C]. Where
+                mask_image is 0, a floating array may hold anything, also NaN.
             mask_image: one mask for all images, or one for each. White or 1 keeps a pixel, black or 0
                 inpaints it. Values are rounded at the middle of their range. PIL images are turned upright.
             num_inference_steps: the number of inference steps T, see `set_timesteps`.
@@ -198,8 +199,6 @@ class RePaintPipeline(DiffusionModel):
         state: RePaintSchedulerState,
         *,
         key: jax.Array,
-        fit: str,
-        context: float = DEFAULT_CONTEXT,
         num_samples: int = 1,
         class_labels: Any = None,
         **options: Any,
@@ -207,17 +206,8 @@ class RePaintPipeline(DiffusionModel):
         """Return the pictures to fill, and what makes a chain of some of their rows."""
         check_int("num_samples", num_samples, 1)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
-        filling = make_filling(
-            image,
-            mask_image,
-            self.image_shape,
-            fit=fit,
-            context=context,
-            num_samples=num_samples,
-            multiple=self.side_multiple,
-            check_memory=partial(self._check_memory, state),
-            **of_pictures,
-        )
+        make = self.filling_maker(state, num_samples=num_samples, **of_pictures)
+        filling = make(image, mask_image)
         if class_labels is not None:
             class_labels = checked_labels(
                 "class_labels", class_labels, filling.num_pictures, self.unet_config, self.classifier
@@ -230,15 +220,27 @@ class RePaintPipeline(DiffusionModel):
             filled_up = np.minimum(np.arange(len(rows) + -len(rows) % max(len(devices), 1)), len(rows) - 1)
             results = np.array([row.result for row in rows])[filled_up]
             row_keys = keys[results]
-            if fit == "crop":
-                numbers = np.array([row.number for row in rows])[filled_up]
-                row_keys = jax.vmap(jax.random.fold_in)(row_keys, numbers)
+            if rows[0].window is not None:
+                row_keys = window_keys(row_keys, jnp.array([row.window for row in rows])[filled_up])
             labels = None if class_labels is None else class_labels[results // num_samples]
             model_fn, params = self.guided_model(state.config, labels, **options)
             inputs = images[filled_up], masks[filled_up], row_keys
             return make_chain(state, model_fn, params, *inputs, len(rows), devices, self.latents)
 
         return filling, chain_of
+
+    def filling_maker(
+        self, state: RePaintSchedulerState, *, num_samples: int = 1, **of_pictures: Any
+    ) -> Callable[[Any, Any], Filling]:
+        """Return a function that makes a filling of pictures and masks, see `make_filling`."""
+        return partial(
+            make_filling,
+            image_shape=self.image_shape,
+            num_samples=num_samples,
+            multiple=self.side_multiple,
+            check_memory=partial(self._check_memory, state),
+            **of_pictures,
+        )
 
     def _check_memory(self, state: RePaintSchedulerState, shape: tuple[int, int, int]) -> None:
         """Raise MemoryError if the network needs more memory for a picture of a shape than there is."""

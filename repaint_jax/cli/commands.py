@@ -21,10 +21,10 @@ from repaint_jax.evaluation.named_schedules import with_setting
 from repaint_jax.evaluation.score_tables import SCORES, read_scores, write_tables
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models import UNet2DConfig, pretrained
-from repaint_jax.pictures.batches import make_batch
 from repaint_jax.pictures.colours import rgb
 from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
 from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.pictures.fillings import PICTURE_OPTIONS
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
     image_to_array,
@@ -108,11 +108,10 @@ def inpaint(options: argparse.Namespace) -> int:
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
-    reading = {"resize": options.resize, "background": options.background}
-    shown, hole, _ = make_batch(image, mask, pipe.image_shape, **reading)
+    reading = {"fit": options.fit, "context": options.context, "background": options.background}
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
-        save_picture(_comparison(options, pipe, shown, hole, guidance), options.output)
+        save_picture(_comparison(options, pipe, image, mask, {**reading, **guidance}), options.output)
         print(f"wrote {options.output}")
         return 0
     state = pipe.set_timesteps(**_schedule(options))
@@ -135,28 +134,36 @@ def inpaint(options: argparse.Namespace) -> int:
         save_picture(picture, output)
         print(f"wrote {output}")
     if options.preview is not None:
-        save_previews(options.preview, show_hole(shown[0], hole[0]), calls, made.previews, made.images)
+        shown = show_hole(*_as_seen(pipe, state, image, mask, reading))
+        save_previews(options.preview, shown, calls, made.previews, made.images)
         print(f"wrote {options.preview}")
     return 0
 
 
+def _as_seen(
+    pipe: RePaintPipeline, state: RePaintSchedulerState, image: Any, mask: Any, reading: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Return a picture [H, W, C] in [-1, 1] and its mask [H, W, 1], as they are inpainted."""
+    shown, hole, _ = pipe.filling_maker(state, **reading)(image, mask).original()
+    return shown, hole
+
+
 def _comparison(
-    options: argparse.Namespace, pipe: Any, original: Any, hole: Any, guidance: dict[str, Any]
+    options: argparse.Namespace, pipe: Any, image: Any, mask: Any, arguments: dict[str, Any]
 ) -> Any:
     """Inpaint with each setting of --compare, and draw a row for each."""
     settings = {name: with_setting(pipe, name) for name in options.compare}
     results, titles = [], []
     for name, (one, state) in settings.items():
-        made = _run_pipeline(
-            options, one, original, hole, state, output_type="jax", input_range=MODEL_RANGE, **guidance
-        )
-        results.append(made.images)
+        made = _run_pipeline(options, one, image, mask, state, output_type="jax", **arguments)
+        results.append(np.asarray(made.images))
         calls = state.num_model_calls
         titles.append(f"{calls} calls" if name == str(calls) else f"{name}: {calls} calls")
-    rows = len(results)
-    return inpainting_grid(
-        original.repeat(rows, axis=0), hole.repeat(rows, axis=0), np.stack(results), titles
+    reading = {name: arguments[name] for name in PICTURE_OPTIONS if name in arguments}
+    shown, hole = (
+        np.stack([array] * len(results)) for array in _as_seen(pipe, state, image, mask, reading)
     )
+    return inpainting_grid(shown, hole, np.stack(results), titles)
 
 
 def app(options: argparse.Namespace) -> int:
@@ -189,7 +196,8 @@ def folder(options: argparse.Namespace) -> int:
         seed=options.seed,
         num_samples=options.num_samples,
         batch_size=options.batch_size,
-        resize=options.resize,
+        fit=options.fit,
+        context=options.context,
         background=options.background,
         keep_alpha=options.keep_alpha,
         class_label=options.class_label,
@@ -378,7 +386,9 @@ def _run_pipeline(
 
     def progress(calls_done: int) -> None:
         nonlocal bar
-        bar = bar or tqdm(total=state.num_model_calls, unit="call", desc="model calls")
+        calls = state.num_model_calls or 1
+        bar = bar or tqdm(total=calls, unit="call", desc="model calls")
+        bar.total = -(-int(calls_done) // calls) * calls  # windows in several rounds make as many chains
         bar.update(int(calls_done) - bar.n)
 
     try:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from repaint_jax import __version__, masks
+from repaint_jax.pictures.fillings import FITS
+from repaint_jax.pictures.windows import DEFAULT_CONTEXT
 
 DEMO_SAMPLES = 3
 
@@ -359,9 +361,22 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="give results the alpha channel of their picture, if it has one",
     )
     parser.add_argument(
-        "--resize",
-        action="store_true",
-        help="resize picture and mask together to the model's size; proportions are not kept",
+        "--fit",
+        choices=FITS,
+        default="exact",
+        help="pictures of another size than the model's: exact refuses them; resize resizes them to the "
+        "model's size, without keeping proportions; crop inpaints windows around the holes and puts the "
+        "results back at full resolution; native runs the network on the picture's own size",
+    )
+    parser.add_argument(
+        "--resize", action="store_const", dest="fit", const="resize", help="short for --fit resize"
+    )
+    parser.add_argument(
+        "--context",
+        type=float,
+        default=DEFAULT_CONTEXT,
+        metavar="SHARE",
+        help="what --fit crop shows on each side of a hole, as a share of the hole's longer side",
     )
     parser.add_argument(
         "--class-label", type=int, help="label for a class-conditional model or a classifier"

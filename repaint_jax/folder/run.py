@@ -37,27 +37,26 @@ from repaint_jax.folder.results import (
     tidy,
 )
 from repaint_jax.models.guidance import checked_labels
-from repaint_jax.pictures import batches as pictures
 from repaint_jax.pictures.batches import Look, with_look
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.datasets import name_bytes
+from repaint_jax.pictures.fillings import Filling, Row
 from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
+from repaint_jax.pictures.windows import DEFAULT_CONTEXT
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.checks import check_int
-from repaint_jax.sampling.keys import seed_key
+from repaint_jax.sampling.keys import keys_of_data, seed_key, window_keys
 
 
 class Batch(NamedTuple):
-    """Results that are computed together, and their inputs. Rows without a picture are 0."""
+    """Results that are computed together, and their inputs."""
 
     number: int
     results: Sequence[Result]
-    images: NDArray[np.float32]  # [batch_size, H, W, C]
-    masks: NDArray[np.float32]  # [batch_size, H, W, 1]
-    keys: NDArray[np.uint32]  # [batch_size, 2], the data of a key for each row
-    looks: Mapping[str, Look]  # of the pictures, by their names
+    fillings: Sequence[Filling | None]  # of each result; None if its picture cannot be used
+    keys: NDArray[np.uint32]  # [results, 2], the data of a key for each result
     failures: dict[str, str]  # the reason why a picture cannot be used, by its name
-    missing: Sequence[int]  # rows whose results are still to be made
+    missing: Sequence[int]  # the results that are still to be made
 
 
 def inpaint_folder(
@@ -70,7 +69,8 @@ def inpaint_folder(
     seed: int = 0,
     num_samples: int = 1,
     batch_size: int = 16,
-    resize: bool = False,
+    fit: str = "exact",
+    context: float = DEFAULT_CONTEXT,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
     class_label: int | None = None,
@@ -88,8 +88,7 @@ def inpaint_folder(
 
     Args:
         pipe: the model.
-        images: the folder of pictures, at any depth, each of the model's size. Links to folders are not
-            followed.
+        images: the folder of pictures, at any depth. Links to folders are not followed.
         masks: one mask for all pictures, or a folder with a mask for each picture. A mask has the picture's
             name, with the suffix of any picture format. White keeps a pixel, black inpaints it.
         output: the folder of the results, `NAME.png`, or `NAME-1.png` and so on for several samples. It
@@ -98,7 +97,8 @@ def inpaint_folder(
         seed: the seed of the noise.
         num_samples: the number of results for each picture.
         batch_size: the number of results that a device computes at a time.
-        resize: whether to resize pictures and masks together to the model's size.
+        fit: how pictures of another size than the model's are inpainted, as for a call of the pipeline.
+        context: what a window shows around a hole with fit="crop", as for a call of the pipeline.
         background: the colour behind transparent pixels, as for a call of the pipeline.
         keep_alpha: whether results get the alpha channel of their picture, if it has one.
         class_label: the class label of all pictures, see `RePaintPipeline`.
@@ -158,7 +158,8 @@ def inpaint_folder(
         "seed": seed,
         "num_samples": num_samples,
         "batch_size": batch_size,
-        "resize": resize,
+        "fit": fit,
+        "context": context,
         "background": "#{:02x}{:02x}{:02x}".format(*background_colour),
         "keep_alpha": keep_alpha,
         "class_label": class_label,
@@ -180,19 +181,15 @@ def inpaint_folder(
         (number, batch) for number, batch in batches if not all(is_there(result.path) for result in batch)
     ]
 
-    decode = partial(
-        pictures.make_batch,
-        image_shape=pipe.image_shape,
-        resize=resize,
-        background=background,
-        keep_alpha=keep_alpha,
+    make_filling = pipe.filling_maker(
+        state, fit=fit, context=context, background=background, keep_alpha=keep_alpha
     )
-    load = partial(_load, decode, pipe.image_shape, images, mask_paths, batch_size, seed_key(seed))
+    load = partial(_load, make_filling, images, mask_paths, seed_key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
     with tqdm(total=total, initial=done, unit="result", disable=None) as bar:
-        failures = _run(unfinished, load, chains, bar, state.num_model_calls or 0)
+        failures = _run(unfinished, load, chains, pipe.image_shape, bar, state.num_model_calls or 0)
     tidy(output, [result for _, batch in batches for result in batch], is_ours)
     return failures
 
@@ -201,32 +198,31 @@ def _run(
     batches: Sequence[tuple[int, Sequence[Result]]],
     load: Callable[[int, Sequence[Result]], Batch],
     chains: ChainRunner,
+    image_shape: tuple[int, int, int],
     bar: "tqdm[Any]",
     num_model_calls: int,
 ) -> dict[str, str]:
     """Decode, compute and encode at the same time, with a few batches in flight."""
     devices = len(chains.devices)
     failures: dict[str, str] = {}
-    computed: deque[Future[tuple[Batch, NDArray[np.float32]]]] = deque()
+    computed: deque[Future[tuple[Batch, set[int]]]] = deque()
     written: deque[tuple[int, list[tuple[str, Future[str | None]]]]] = deque()
     files, computing = ThreadPoolExecutor(2 * devices), ThreadPoolExecutor(devices)
 
-    def compute(loaded: Future[Batch]) -> tuple[Batch, NDArray[np.float32]]:
+    def compute(loaded: Future[Batch]) -> tuple[Batch, set[int]]:
         batch = loaded.result()
-        if not batch.missing:
-            return batch, batch.images
-        return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
+        return batch, _fill(batch, chains, image_shape) if batch.missing else set()
 
     def finish_oldest() -> None:
-        batch, samples = computed.popleft().result()
+        batch, not_finite = computed.popleft().result()
         failures.update(batch.failures)
         writes = []
-        for row in batch.missing:
-            name, sample, *_ = batch.results[row]
-            if np.isfinite(samples[row]).all():
-                writes.append((name, files.submit(_write, batch, row, samples[row])))
-            else:
+        for number in batch.missing:
+            name, sample, *_ = batch.results[number]
+            if number in not_finite:
                 failures[name] = f"sample {sample + 1} has values that are not finite"
+            else:
+                writes.append((name, files.submit(_write, batch, number)))
         finish_writing()
         written.append((batch.number, writes))
         bar.update(len(batch.results))
@@ -257,42 +253,72 @@ def _run(
     return failures
 
 
+def _fill(batch: Batch, chains: ChainRunner, image_shape: tuple[int, int, int]) -> set[int]:
+    """Fill the pictures of a batch, and return the numbers of those whose results are not finite."""
+    not_finite: set[int] = set()
+    rounds = [[[Row(0)]] if one is None else list(one.rounds()) for one in batch.fillings]
+    for turn in range(max(map(len, rounds))):
+        places = [(number, row) for number, of_one in enumerate(rounds) for row in _at(of_one, turn)]
+        inputs = [_cut(batch.fillings[number], row, image_shape) for number, row in places]
+        images, masks = (np.concatenate(arrays) for arrays in zip(*inputs, strict=True))
+        keys = batch.keys[[number for number, _ in places]]
+        if any(row.window is not None for _, row in places):
+            keys = np.asarray(_keys_of_windows(keys, np.array([row.window or 0 for _, row in places])))
+        samples = chains(f"{batch.number}-{turn}", images, masks, keys)
+        for (number, row), sample in zip(places, samples, strict=True):
+            filling = batch.fillings[number]
+            if not np.isfinite(sample).all():
+                not_finite.add(number)
+            elif filling is not None:
+                filling.put([row], sample[None])
+    return not_finite
+
+
+def _at(rounds: Sequence[Sequence[Row]], turn: int) -> Sequence[Row]:
+    return rounds[turn] if turn < len(rounds) else ()
+
+
+def _cut(filling: Filling | None, row: Row, image_shape: tuple[int, int, int]) -> tuple[Any, Any]:
+    if filling is None:  # its place in the batch stays, so that all others keep theirs
+        return np.zeros((1, *image_shape), np.float32), np.zeros((1, *image_shape[:2], 1), np.float32)
+    return filling.cut([row])
+
+
+@jax.jit
+def _keys_of_windows(keys: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Return the data of a key for each window, from that of its picture's key, as `window_keys`."""
+    return jax.random.key_data(window_keys(keys_of_data(keys), numbers))
+
+
 def _load(
-    decode: Callable[[Any, Any], pictures.Batch],
-    image_shape: tuple[int, int, int],
+    make_filling: Callable[[Any, Any], Filling],
     images: Path,
     mask_paths: Mapping[str, Path],
-    batch_size: int,
     run_key: jax.Array,
     number: int,
     results: Sequence[Result],
 ) -> Batch:
     """Read the pictures and masks of a batch."""
-    pixels = np.zeros((batch_size, *image_shape), np.float32)
-    holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
-    words = np.zeros((batch_size, 3), np.uint32)
+    words = np.zeros((len(results), 3), np.uint32)
     failures: dict[str, str] = {}
-    decoded: dict[str, pictures.Batch] = {}
-    for row, (name, sample, path, _) in enumerate(results):
+    decoded: dict[str, Filling] = {}
+    for position, (name, sample, path, _) in enumerate(results):
         if name_length(path.name) > LONGEST_NAME:
             failures[name] = f"the name of its result, {path.name}, is too long"
         if name not in decoded and name not in failures:
             try:
-                decoded[name] = _decode(decode, images / name, mask_paths.get(name))
+                decoded[name] = _decode(make_filling, images / name, mask_paths.get(name))
             except Exception as error:  # decoders can raise anything
                 failures[name] = " ".join(str(error).split())
-        if name in decoded:
-            (pixels[row],), (holes[row],), _ = decoded[name]
         digest = hashlib.sha256(name_bytes(name)).digest()
-        words[row] = *np.frombuffer(digest[:8], "<u4"), sample
+        words[position] = *np.frombuffer(digest[:8], "<u4"), sample
     missing = [
-        row
-        for row, result in enumerate(results)
+        position
+        for position, result in enumerate(results)
         if result.name not in failures and not is_there(result.path)
     ]
-    keys = np.asarray(_keys(run_key, words))
-    looks = {name: one.looks[0] for name, one in decoded.items()}
-    return Batch(number, results, pixels, holes, keys, looks, failures, missing)
+    fillings = [decoded[result.name].copy() if result.name in decoded else None for result in results]
+    return Batch(number, results, fillings, np.asarray(_keys(run_key, words)), failures, missing)
 
 
 @jax.jit
@@ -305,26 +331,29 @@ def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
     return jax.random.key_data(jax.vmap(of_row)(words))
 
 
-def _decode(decode: Callable[[Any, Any], pictures.Batch], image: Path, mask: Path | None) -> pictures.Batch:
+def _decode(make_filling: Callable[[Any, Any], Filling], image: Path, mask: Path | None) -> Filling:
     if mask is None:
         raise ValueError("there is no mask of the same name")
-    return decode(open_image(image), open_image(mask))
+    return make_filling(open_image(image), open_image(mask))
 
 
-def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> str | None:
+def _write(batch: Batch, number: int) -> str | None:
     """Write a result, after the other files that the official layout has for it.
 
     Returns:
         The reason why the result cannot have its name, or None if it was written.
     """
-    result, image, mask = batch.results[row], batch.images[row], batch.masks[row]
-    look = batch.looks[result.name]
-    known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
+    result, filling = batch.results[number], batch.fillings[number]
+    assert filling is not None
     try:
-        for kind, path in result.beside.items():
-            of_colours = Look() if kind == "gt_keep_mask" else look._replace(alpha=None)
-            save_picture(with_look(array_to_pil(known[kind]), of_colours), path)
-        save_picture(with_look(array_to_pil(pixels), look), result.path)
+        if result.beside:
+            image, mask, profile = filling.original()
+            known = {"gt": image, "gt_masked": np.where(mask == 1, image, -1), "gt_keep_mask": 2 * mask - 1}
+            for kind, path in result.beside.items():
+                look = Look() if kind == "gt_keep_mask" else Look(profile)
+                save_picture(with_look(array_to_pil(known[kind]), look), path)
+        (picture,) = filling.output("pil")
+        save_picture(picture, result.path)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -44,8 +44,6 @@ class Batch(NamedTuple):
     looks: Sequence[Look]  # [N]
 
 
-
-
 def make_batch(
     image: Any,
     mask_image: Any,
@@ -153,7 +151,9 @@ def _alpha(image: Any) -> Image.Image | None:
     return alpha_channel(upright(image)) if isinstance(image, Image.Image) else None
 
 
-def _warn_if_none_is_negative(pictures: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]]) -> None:
+def _warn_if_none_is_negative(
+    pictures: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+) -> None:
     known = [image[mask[..., 0] > 0] for image, mask in pictures]
     if any(values.size for values in known) and all(values.min(initial=0) >= 0 for values in known):
         warn(

@@ -6,6 +6,7 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 from numpy.typing import NDArray
 
+_RELAXATIONS = 4  # bring the mean error against a membrane from 4 % to .4 %; 16 bring it no further
 _ITERATIONS = 200  # of conjugate gradients: information goes one pixel further with each
 
 
@@ -63,13 +64,12 @@ def blend(filling: jax.Array, images: jax.Array, mask: jax.Array, reach: float) 
     return jnp.where(mask == 1, images, corrected.astype(images.dtype))
 
 
-def smooth_continuation(
-    values: NDArray[np.floating], known: NDArray[np.bool_]
-) -> NDArray[np.floating]:
-    """Continue known values into the rest of a large array, in linear time ("pull-push").
+def smooth_continuation(values: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.floating]:
+    """Continue known values into the rest of a large array, in linear time.
 
     The means of known pixels are pulled to coarser grids, until no hole is left, and pushed back into the
-    holes (Gortler et al. 1996, "The lumigraph", section 3.4.2).
+    holes (Gortler et al. 1996, "The lumigraph", section 3.4.2). On each grid a few relaxations of the
+    Laplace equation bring the result near that of `continued`, the membrane.
 
     Args:
         values: [H, W, C]. What is unknown does not matter.
@@ -87,7 +87,12 @@ def smooth_continuation(
     weights = _sums_of_cells(weights)
     coarse = smooth_continuation(sums / np.maximum(weights, 1), weights[..., 0] > 0)
     fine = _twice(_twice(coarse, 0), 1)[:height, :width]
-    return np.where(known[..., None], values, fine)
+    result = np.where(known[..., None], values, fine)
+    for _ in range(_RELAXATIONS):
+        padded = np.pad(result, ((1, 1), (1, 1), (0, 0)), mode="edge")
+        mean = (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]) / 4
+        result = np.where(known[..., None], values, mean)
+    return result
 
 
 def _sums_of_cells(array: NDArray[np.floating]) -> NDArray[np.floating]:

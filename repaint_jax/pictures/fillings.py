@@ -4,6 +4,7 @@ Both kinds have the same methods. A round is a list of rows for a chain: `cut` m
 takes its results.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, Self
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, make_canvases, with_look
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
-from repaint_jax.pictures.windows import Canvas, Window, plan_windows, whole_window
+from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
 from repaint_jax.sampling.checks import check_choice
 
 FITS = ("exact", "resize", "crop", "native")
-PICTURE_OPTIONS = ("background", "keep_alpha", "input_range")  # of `make_batch` and `make_canvases`
+PICTURE_OPTIONS = ("fit", "context", "background", "keep_alpha", "input_range")  # of `make_filling`
 WINDOWS_AT_ONCE = 16  # in a batch of a chain, so that any number of windows fits the memory
 
 
@@ -27,8 +28,7 @@ class Row(NamedTuple):
     """A row of a chain."""
 
     result: int  # the number of the result that it belongs to
-    number: int = 0  # of the window, in the picture
-    window: Window | None = None  # None is the whole picture
+    window: int | None = None  # the number of the window in the picture; None is the whole picture
 
 
 class Filling(Protocol):
@@ -48,6 +48,9 @@ class Filling(Protocol):
 
     def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
         """Take the chain's results [rows, h, w, C]."""
+
+    def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
+        """Return the first picture [H, W, C] in [-1, 1], its mask [H, W, 1] and its ICC profile."""
 
     def output(self, output_type: str) -> Any:
         """Return the results as a pipeline does, see `as_output`."""
@@ -76,6 +79,9 @@ class WholePictures:
     def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
         self._samples = samples
 
+    def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
+        return self._batch.images[0], self._batch.masks[0], self._batch.looks[0].profile
+
     def output(self, output_type: str) -> Any:
         return as_output(self._samples, output_type, self._batch.looks)
 
@@ -102,15 +108,15 @@ class WindowedPictures:
         rows_at_once: int,
     ):
         self.num_pictures = len(canvases)
+        self._originals = canvases
         self._canvases = [canvas.copy() for canvas in canvases for _ in range(num_samples)]
         self._size, self._looks, self._num_samples = size, looks, num_samples
+        self._windows = [[window for windows in plan for window in windows] for plan in plans]
         passes: list[list[Row]] = [[] for _ in range(max(map(len, plans), default=0))]
         for result in range(len(self._canvases)):
-            number = 0
-            for turn, windows in enumerate(plans[result // num_samples]):
-                for window in windows:
-                    passes[turn].append(Row(result, number, window))
-                    number += 1
+            numbers = itertools.count()
+            for rows, windows in zip(passes, plans[result // num_samples], strict=False):
+                rows.extend(Row(result, next(numbers)) for _ in windows)
         self._rounds = [
             rows[start : start + rows_at_once]
             for rows in passes
@@ -127,17 +133,27 @@ class WindowedPictures:
         yield from self._rounds
 
     def cut(self, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        images, masks = zip(*(self._canvases[row.result].cut(row.window, self._size) for row in rows))
+        cuts = [self._canvases[row.result].cut(self._window(row), self._size) for row in rows]
+        images, masks = zip(*cuts, strict=True)
         return np.stack(images), np.stack(masks)
 
     def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
         for row, sample in zip(rows, np.asarray(samples, np.float32), strict=True):
-            self._canvases[row.result].put_back(row.window, sample)
+            self._canvases[row.result].put_back(self._window(row), sample)
+
+    def _window(self, row: Row) -> Window:
+        assert row.window is not None
+        return self._windows[row.result // self._num_samples][row.window]
+
+    def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
+        return *self._originals[0].whole(), self._looks[0].profile
 
     def output(self, output_type: str) -> Any:
         pixels = [canvas.pixels for canvas in self._canvases]
         if output_type == "pil":
-            pictures = (uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels)
+            pictures = (
+                uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels
+            )
             return [with_look(one, self._looks[i // self._num_samples]) for i, one in enumerate(pictures)]
         images = np.stack([uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels])
         return as_output(jnp.asarray(images) if output_type == "jax" else images, output_type, self._looks)
@@ -148,11 +164,11 @@ def make_filling(
     mask_image: Any,
     image_shape: tuple[int, int, int],
     *,
-    fit: str,
-    context: float,
-    num_samples: int,
     multiple: int,
     check_memory: Callable[[tuple[int, int, int]], None],
+    num_samples: int = 1,
+    fit: str = "exact",
+    context: float = DEFAULT_CONTEXT,
     **of_pictures: Any,
 ) -> Filling:
     """Convert the pictures and masks that a pipeline takes.
@@ -161,11 +177,11 @@ def make_filling(
         image: the pictures, see `make_batch`.
         mask_image: their masks.
         image_shape: the shape [H, W, C] of the model's images.
-        fit: one of `FITS`.
-        context: of the windows, see `plan_windows`.
-        num_samples: the number of results for each picture.
         multiple: what the sides of a picture must be a multiple of for the network.
         check_memory: a function that raises MemoryError for shapes that are too large for the network.
+        num_samples: the number of results for each picture.
+        fit: one of `FITS`.
+        context: of the windows, see `plan_windows`.
         of_pictures: see `make_batch`.
 
     Raises:

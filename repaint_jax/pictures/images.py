@@ -149,7 +149,8 @@ def image_pixels(
     image: Any, image_shape: tuple[int, int, int], background: Colour = DEFAULT_BACKGROUND
 ) -> NDArray[Any]:
     """Return the uint8 or floating pixels [H, W, C] of a picture as in `image_to_array`."""
-    if isinstance(image, Image.Image):
+    given_as_picture = isinstance(image, Image.Image)
+    if given_as_picture:
         image = in_mode("image", image, pil_mode(image_shape), background)
     array = as_array("image", image)
     if array.ndim == 2:
@@ -157,7 +158,7 @@ def image_pixels(
     if array.shape != image_shape:
         raise ValueError(
             f"image has shape {array.shape}, expected the model's {image_shape} (height, width, channels)"
-            + ("; `resize` resizes it" if isinstance(image, Image.Image) else "")
+            + ("; fit='crop' (--fit crop) takes any size" if given_as_picture else "")
         )
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"image has dtype {array.dtype}, expected uint8 or a floating dtype")

@@ -49,8 +49,9 @@ class Canvas:
     """
 
     def __init__(self, pixels: NDArray[Any], mask: NDArray[np.floating]):
-        self.pixels = pixels.copy()
+        self.pixels = pixels
         self._known = mask[..., 0] == 1
+        self._shared = True  # with other canvases, until the first window is put back
 
     @property
     def hole(self) -> NDArray[np.bool_]:
@@ -59,11 +60,16 @@ class Canvas:
 
     def copy(self) -> "Canvas":
         """Return a canvas of its own with the same pixels."""
-        return Canvas(self.pixels, self._known[..., None])
+        new = object.__new__(Canvas)
+        new.pixels, new._known = self.pixels, self._known
+        new._shared = self._shared = True
+        return new
 
-    def cut(
-        self, window: Window, size: tuple[int, int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def whole(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the picture [H, W, C] in [-1, 1] and its mask [H, W, 1]."""
+        return _floating(self.pixels), self._known[..., None].astype(np.float32)
+
+    def cut(self, window: Window, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what the model sees of a window, as an image [*size, C] in [-1, 1] and a mask [*size, 1].
 
         A pixel is unknown if any unknown pixel contributes to it.
@@ -79,6 +85,8 @@ class Canvas:
         The filling is scaled to the window's size. Its difference from the known pixels, which have finer
         detail, is continued smoothly into the hole and added there, so that no seam shows.
         """
+        if self._shared:  # large pictures are copied only once they change
+            self.pixels, self._known, self._shared = self.pixels.copy(), self._known.copy(), False
         (rows, height), (columns, width) = self._sides(window)
         inside = np.ix_((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
         hole = window.hole[inside]

@@ -77,3 +77,8 @@ def sample_keys(key: jax.Array, num_images: int, num_samples: int) -> jax.Array:
         )
     per_sample = [fold_in(image_keys, sample) for sample in range(num_samples)]
     return jnp.stack(per_sample, axis=1).reshape(num_images * num_samples, *image_keys.shape[1:])
+
+
+def window_keys(keys: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Make a key for each of B windows, from the B keys of their pictures and the windows' numbers."""
+    return jax.vmap(jax.random.fold_in)(keys, numbers)

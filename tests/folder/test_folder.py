@@ -175,7 +175,7 @@ def test_pictures_are_resized_with_their_masks_on_request(pipe, work):
     for kind in ("in", "masks"):
         Image.new("L", (20, 30), 255).save(work / kind / "large.png")
     assert list(run(pipe, work, "out")) == ["large.png"]
-    assert run(pipe, work, "resized", resize=True) == {}
+    assert run(pipe, work, "resized", fit="resize") == {}
     assert Image.open(work / "resized" / "large.png").size == (8, 8)
 
 
