@@ -127,11 +127,9 @@ def main() -> None:
             hole[first : first + length, first : first + length] = True
             for context in CONTEXTS:
                 ((window,),) = plan_windows(hole, (options.model, options.model), context)
-                matched, plain = error(covariance, side, hole, options.model, context)
-                print(
-                    f"| {name} | {length} | {context} | {window.hole.shape[0]} | {matched:.3f} | {plain:.3f} |",
-                    flush=True,
-                )
+                errors = error(covariance, side, hole, options.model, context)
+                cells = (name, length, context, window.hole.shape[0], *(f"{one:.3f}" for one in errors))
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from repaint_jax.models.diffusion_model import DiffusionModel
 from repaint_jax.models.guidance import CondFn, checked_labels
@@ -74,7 +75,7 @@ class RePaintPipeline(DiffusionModel):
         multiplication by 255 and rounding.
 
         Args:
-            image: a PIL image, an array, or a list of them, of the model's size or as `fit` says. PIL images
+            image: a PIL image, an array, or a list of them, of the model's size or as fit says. PIL images
                 must have 8 bits per channel. They are turned upright by their EXIF orientation, and
                 converted between grey, palette and colour. Their ICC profile is kept if it fits the model's
                 kind of colours, and otherwise they are converted through it to sRGB. Arrays are uint8, or
@@ -151,6 +152,7 @@ class RePaintPipeline(DiffusionModel):
             cond_fn=cond_fn,
             cond_params=cond_params,
         )
+        filling.check_output(output_type)
         calls = state.num_model_calls or 0
         return run_chains(filling, chain_of, calls, output_type, preview_calls, progress)
 
@@ -190,6 +192,7 @@ class RePaintPipeline(DiffusionModel):
         )
         fit = _checked_fit(options.pop("fit", "exact"), options.pop("resize", False))
         filling, chain_of = self._chains(image, mask_image, state, key=key, fit=fit, **options)
+        filling.check_output(output_type)
         return watch_chains(filling, chain_of, state.num_model_calls or 0, output_type)
 
     def _chains(
@@ -216,8 +219,7 @@ class RePaintPipeline(DiffusionModel):
 
         def chain_of(rows: Sequence[Row], images: Any, masks: Any) -> Chain:
             devices = free_devices(self.params)[: len(rows)]
-            # Every device has the same number of rows: copies of the last one fill up.
-            filled_up = np.minimum(np.arange(len(rows) + -len(rows) % max(len(devices), 1)), len(rows) - 1)
+            filled_up = _filled_up(rows, devices)
             results = np.array([row.result for row in rows])[filled_up]
             row_keys = keys[results]
             if rows[0].window is not None:
@@ -304,3 +306,11 @@ def _checked_fit(fit: str, resize: bool) -> str:
     if resize and fit not in ("exact", "resize"):
         raise ValueError(f"resize is {resize!r} and fit is {fit!r}, expected one of the two")
     return "resize" if resize else fit
+
+
+def _filled_up(rows: Sequence[Row], devices: Sequence[jax.Device]) -> NDArray[np.intp]:
+    """Return the numbers of rows of which every device has as many: copies of the last one fill up."""
+    count = len(rows)
+    if rows[0].window is not None:
+        count = 1 << (count - 1).bit_length()  # few numbers of windows, of which each is compiled
+    return np.minimum(np.arange(count + -count % max(len(devices), 1)), len(rows) - 1)

@@ -52,6 +52,9 @@ class Filling(Protocol):
     def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
         """Return the first picture [H, W, C] in [-1, 1], its mask [H, W, 1] and its ICC profile."""
 
+    def check_output(self, output_type: str) -> None:
+        """Raise ValueError if the results cannot be returned as this type."""
+
     def output(self, output_type: str) -> Any:
         """Return the results as a pipeline does, see `as_output`."""
 
@@ -81,6 +84,9 @@ class WholePictures:
 
     def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
         return self._batch.images[0], self._batch.masks[0], self._batch.looks[0].profile
+
+    def check_output(self, output_type: str) -> None:
+        pass
 
     def output(self, output_type: str) -> Any:
         return as_output(self._samples, output_type, self._batch.looks)
@@ -148,6 +154,14 @@ class WindowedPictures:
     def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
         return *self._originals[0].whole(), self._looks[0].profile
 
+    def check_output(self, output_type: str) -> None:
+        sizes = sorted({canvas.pixels.shape[:2] for canvas in self._canvases})
+        if output_type != "pil" and len(sizes) > 1:
+            raise ValueError(
+                "image has pictures of {} x {} and of {} x {} pixels, expected one size with output_type="
+                "{!r}, or 'pil'".format(*sizes[0], *sizes[1], output_type)
+            )
+
     def output(self, output_type: str) -> Any:
         pixels = [canvas.pixels for canvas in self._canvases]
         if output_type == "pil":
@@ -203,7 +217,8 @@ def make_filling(
     sizes = sorted({window.hole.shape for window in windows})
     if len(sizes) > 1:
         raise ValueError(
-            f"image has pictures of {sizes[0]} and {sizes[1]} pixels, expected one size with fit='native'"
+            "image has pictures of {} x {} and of {} x {} pixels, expected one size with "
+            "fit='native'".format(*sizes[0], *sizes[1])
         )
     check_memory((*sizes[0], channels))
     return WindowedPictures(canvases, [[[window]] for window in windows], sizes[0], looks, num_samples, 1)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from repaint_jax.pictures.blending import smooth_continuation
 from repaint_jax.pictures.images import array_to_uint8, resized, uint8_to_array
 
-DEFAULT_CONTEXT = 0.5
+DEFAULT_CONTEXT = 0.25
 _LONGEST = 3  # a hole that is this many times longer than it is thick gets several windows
 _PARTS = 8  # holes that are closer than this share of a window's side are one
 
