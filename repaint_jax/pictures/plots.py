@@ -14,6 +14,7 @@ HOLE_COLOUR = (222, 120, 60)  # does not occur in grey pictures, and is easy to 
 _MARGIN = 6
 _HEADER = 24
 _SHORTEST_SIDE = 96  # the shortest side of a tile; smaller pictures are enlarged by a whole factor
+_LONGEST_SIDE = 512  # larger pictures are reduced
 
 
 def show_hole(image: NDArray[np.floating], mask: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -65,8 +66,9 @@ def tile(
         row_titles: a title for each row.
     """
     height, width = rows[0][0].shape[:2]
-    factor = max(1, -(-_SHORTEST_SIDE // min(height, width)))
-    height, width = height * factor, width * factor
+    scale = min(max(1, -(-_SHORTEST_SIDE // min(height, width))), _LONGEST_SIDE / max(height, width))
+    height, width = (max(1, round(side * scale)) for side in (height, width))
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     font = ImageFont.load_default(size=14)
     left = max((int(font.getlength(title)) for title in row_titles), default=-_MARGIN) + 2 * _MARGIN
     top = _HEADER if column_titles else _MARGIN
@@ -84,9 +86,8 @@ def tile(
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
             in_colour = in_mode("image", uint8_to_pil(picture), "RGB")
-            enlarged = in_colour.resize((width, height), Image.Resampling.NEAREST)
             place = (left + column * (width + _MARGIN), top + row * (height + _MARGIN))
-            canvas.paste(enlarged, place)
+            canvas.paste(in_colour.resize((width, height), resampling), place)
     return canvas
 
 

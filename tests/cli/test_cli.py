@@ -113,6 +113,24 @@ def test_pictures_of_another_size_are_resized_on_request(model_folder, folder, c
     assert pixels(folder / "out.png").shape == (8, 8)
 
 
+def test_windows_of_a_large_picture_are_put_back_at_full_resolution(model_folder, folder, capsys) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (600, 700), np.uint8)
+    hole = np.full((600, 700), 255, np.uint8)
+    hole[100:130, 200:220] = hole[400:404, 300:303] = 0
+    for name, array in (("image", photo), ("mask", hole)):
+        Image.fromarray(array).save(folder / f"{name}.png")
+    assert inpaint(model_folder, folder) == 2
+    assert "--fit crop" in only_line(capsys)
+    assert inpaint(model_folder, folder, "--fit", "crop", "--preview", "how.png") == 0
+    result = pixels(folder / "out.png")
+    np.testing.assert_array_equal(result[hole == 255], photo[hole == 255])
+    assert (result != photo)[hole == 0].mean() > 0.5
+    assert Image.open(folder / "how.png").height < 600, "previews of large pictures are reduced"
+    capsys.readouterr()
+    assert inpaint(model_folder, folder, "--fit", "crop", "--context", "-1") == 2
+    assert "context is -1.0, expected a number from 0 on" in only_line(capsys)
+
+
 def test_picture_of_more_than_8_bits_is_refused_by_its_name(model_folder, folder, capsys) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "image.png")
     assert inpaint(model_folder, folder) == 2

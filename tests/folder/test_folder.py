@@ -103,6 +103,33 @@ def test_a_result_does_not_depend_on_the_other_pictures_or_the_batch_size(pipe, 
     assert (pixels(work / "more" / "aaa.png") != pixels(work / "more" / "photo 1 ü.png")).any()
 
 
+def test_pictures_of_any_size_are_filled_window_by_window_and_resumed(pipe, work):
+    rng = np.random.default_rng(1)
+    for name, (height, width) in {
+        "photo 1 ü": (40, 60),
+        "photo 3 ü": (5, 90),
+        "deeper/0.v2": (1, 1),
+    }.items():
+        hole = np.full((height, width), 255, np.uint8)
+        hole[height // 2, ::9] = hole[: height // 4, : width // 4] = 0
+        for kind, array in (("in", rng.integers(0, 256, (height, width), np.uint8)), ("masks", hole)):
+            Image.fromarray(array).save(work / kind / f"{name}.png")
+    options = {"fit": "crop", "num_samples": 2, "checkpoint_every": 3}
+    assert run(pipe, work, "out", **options) == {}
+    written = files_below(work / "out")
+    assert len(written) == 2 * NUM_PICTURES
+    for name in ("photo 1 ü", "photo 3 ü", "deeper/0.v2"):
+        result, original = pixels(work / "out" / f"{name}-2.png"), pixels(work / "in" / f"{name}.png")
+        known = pixels(work / "masks" / f"{name}.png") == 255
+        np.testing.assert_array_equal(result[known], original[known])
+        assert result.size < 100 or (result != original)[~known].any()
+    (work / "out" / "photo 1 ü-2.png").unlink()
+    assert run(pipe, work, "out", **options) == {}
+    assert files_below(work / "out") == written
+    with pytest.raises(ValueError, match="fit is 'crop' there and 'exact' here"):
+        run(pipe, work, "out", num_samples=2, checkpoint_every=3)
+
+
 def test_colour_profiles_stay_with_the_results(pipe, work):
     picture = work / "in" / "photo 1 ü.png"
     with Image.open(picture) as image:
