@@ -1,7 +1,8 @@
 """A prior of images: a mixture of 60 low-rank Gaussians, fitted to Fashion-MNIST.
 
 Clusters of k-means start it, and a few steps of the EM algorithm for mixtures of probabilistic PCA (Tipping
-and Bishop 1999) with a white variance that stays .01 refine it. The fit takes a minute and is kept in a file.
+and Bishop 1999) with a white variance that stays .01 refine it. The fit takes less than a minute
+and is kept in a file.
 
 Debian's package `dataset-fashion-mnist` has the images.
 """
@@ -45,14 +46,17 @@ def fit(
     return maximise(images, shares, rank)
 
 
-def clusters(images: np.ndarray, components: int, rounds: int = 12) -> np.ndarray:
-    """Return the cluster of each image by k-means, from random images."""
-    centres = images[np.random.default_rng(0).choice(len(images), components, replace=False)]
-    for _ in range(rounds):
+def clusters(images: np.ndarray, components: int, rounds: int = 15) -> np.ndarray:
+    """Return the cluster of each image by k-means; one that is too small starts again at some image."""
+    rng, fewest = np.random.default_rng(0), len(images) // (10 * components)
+    centres = images[rng.choice(len(images), components, replace=False)]
+    for left in reversed(range(rounds)):
         nearest = ((centres**2).sum(1) - 2 * images @ centres.T).argmin(1)
-        centres = np.array(
-            [images[nearest == k].mean(0) if (nearest == k).any() else centres[k] for k in range(components)]
-        )
+        for k, count in enumerate(np.bincount(nearest, minlength=components)):
+            if count >= fewest:
+                centres[k] = images[nearest == k].mean(0)
+            elif left > 3:
+                centres[k] = images[rng.integers(len(images))]
     return nearest
 
 
@@ -60,12 +64,14 @@ def maximise(images: np.ndarray, shares: np.ndarray, rank: int) -> LowRankMixtur
     """Return weights, means and leading directions of the components, given shares [n, K]."""
     means, factors, variances = [], [], []
     for share in shares.T:
-        near = share > 1e-3
-        weights = share[near] / share[near].sum()
+        near = np.argsort(-share)[: max(4 * rank, (share > 1e-3).sum())]
+        weights = share[near] + 1e-6  # a small component still needs as many directions
+        weights /= weights.sum()
         means.append(weights @ images[near])
         rows = np.sqrt(weights)[:, None] * (images[near] - means[-1])
-        _, singular, directions = np.linalg.svd(rows, full_matrices=False)
-        factors.append(directions[:rank].T)
-        variances.append(np.maximum(singular[:rank] ** 2 - WHITE, 1e-4))
+        squared, coordinates = np.linalg.eigh(rows @ rows.T)
+        leading = rows.T @ coordinates[:, -rank:]
+        factors.append(leading / np.linalg.norm(leading, axis=0))
+        variances.append(np.maximum(squared[-rank:] - WHITE, 1e-4))
     weights = shares.mean(0)
     return LowRankMixture(weights, *map(np.array, (means, factors, variances)), np.array(WHITE))

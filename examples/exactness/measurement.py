@@ -1,7 +1,8 @@
 """Measure a sampler on a problem: the metrics, and the floor of each."""
 
 import time
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -17,11 +18,17 @@ TARGET_SAMPLES = 500  # of the posterior, at least
 FLOOR_SETS = 10  # sets of posterior samples whose mean distance to the posterior is the floor
 
 
-def measure(problem: Problem, family: Family, sampler: Sampler) -> dict[str, float]:
-    """Return the seconds, and metrics and floors of the family; squared distances, over the spread."""
+def target_of(problem: Problem, family: Family) -> "Moments | Samples":
+    """Return the posterior in the form that results of this family are compared with."""
+    return Moments(problem, family) if is_gaussian(problem) else Samples(problem, family)
+
+
+def measure(
+    target: "Moments | Samples", sampler: Sampler, names: Sequence[str] = METRICS
+) -> dict[str, float]:
+    """Return metrics and floors, squared distances over the spread, and the seconds that they took."""
     started = time.perf_counter()
-    target = Moments(problem, family) if is_gaussian(problem) else Samples(problem, family)
-    values = target.measure(sampler)
+    values = target.measure(sampler, names)
     return values | {"seconds": time.perf_counter() - started}
 
 
@@ -48,7 +55,7 @@ class Moments:
             _, (mean,), (covariance,) = problem.prior.conditionals(problem.image, problem.mask)
             self.target = mean, covariance
 
-    def measure(self, sampler: Sampler) -> dict[str, float]:
+    def measure(self, sampler: Sampler, _: Sequence[str]) -> dict[str, float]:
         """Return W2, exactly if the sampler is affine, and else from moments of samples."""
         if sampler.is_affine:
             problem, sampler = cast((self.problem, sampler), self.dtype)
@@ -56,10 +63,13 @@ class Moments:
             return {"w2": self._distance(*found), "w2_floor": 0.0}
         results = draw(self.problem, sampler, self.samples)
         values = results @ self.functionals[:, self.problem.mask == 0].T
+        return {"w2": self._distance_of_samples(values), "w2_floor": self._floor}
+
+    @cached_property
+    def _floor(self) -> float:
         rng = np.random.default_rng(1)
         sets = rng.multivariate_normal(*self.target, (FLOOR_SETS, self.samples), method="eigh")
-        floor = np.mean([self._distance_of_samples(one) for one in sets])
-        return {"w2": self._distance_of_samples(values), "w2_floor": float(floor)}
+        return float(np.mean([self._distance_of_samples(one) for one in sets]))
 
     def _distance_of_samples(self, values: np.ndarray) -> float:
         return self._distance(values.mean(0), np.cov(values.T).reshape(len(values.T), -1))
@@ -84,23 +94,33 @@ class Samples:
         """Return samples of the posterior."""
         return self.posterior.sample(np.random.default_rng(0), max(self.samples, TARGET_SAMPLES))
 
-    def measure(self, sampler: Sampler) -> dict[str, float]:
-        """Return all metrics of samples."""
-        values = self._distances(draw(self.problem, sampler, self.samples))
-        sets = FLOOR_SETS if self.samples < TARGET_SAMPLES else 2
-        others = [self.posterior.sample(np.random.default_rng(1 + i), self.samples) for i in range(sets)]
-        floors = [self._distances(other) for other in others]
-        return values | {f"{name}_floor": float(np.mean([f[name] for f in floors])) for name in METRICS}
-
-    def _distances(self, results: np.ndarray) -> dict[str, float]:
+    def measure(self, sampler: Sampler, names: Sequence[str]) -> dict[str, float]:
+        """Return the named metrics of samples, and their floors."""
+        results = draw(self.problem, sampler, self.samples)
         if not np.isfinite(results).all():
-            return dict.fromkeys(METRICS, np.inf)
-        return {
-            "w2": metrics.w2_squared(results, self.target),
-            "sliced": metrics.sliced_w2_squared(results, self.target),
-            "energy": metrics.energy_distance(results, self.target),
-            "weights": metrics.weights_error(self._components(results), self._target_components),
+            return dict.fromkeys(names, np.inf) | {f"{name}_floor": self._floor(name) for name in names}
+        values = {name: self._distance(name, results) for name in names}
+        return values | {f"{name}_floor": self._floor(name) for name in names}
+
+    @cache  # noqa: B019  # as long as the problem
+    def _floor(self, name: str) -> float:
+        """Return the mean distance of sets of posterior samples."""
+        return float(np.mean([self._distance(name, other) for other in self._others]))
+
+    @cached_property
+    def _others(self) -> list[np.ndarray]:
+        sets = FLOOR_SETS if self.samples < TARGET_SAMPLES else 2
+        return [self.posterior.sample(np.random.default_rng(1 + i), self.samples) for i in range(sets)]
+
+    def _distance(self, name: str, results: np.ndarray) -> float:
+        if name == "weights":
+            return metrics.weights_error(self._components(results), self._target_components)
+        distances = {
+            "w2": metrics.w2_squared,
+            "sliced": metrics.sliced_w2_squared,
+            "energy": metrics.energy_distance,
         }
+        return distances[name](results, self.target)
 
     def _components(self, results: np.ndarray) -> np.ndarray:  # [n, K]
         images = np.tile(self.problem.image, (len(results), 1))

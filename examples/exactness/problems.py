@@ -18,7 +18,7 @@ from samplers.sampler import Problem
 
 TUNING_SEED = 100
 MASKS = ("wide", "narrow", "super-resolution", "alternating lines", "half", "expand")
-IMAGE_MASKS = ("half", "wide", "expand", "alternating lines", "super-resolution")
+IMAGE_MASKS = ("half", "expand", "wide", "alternating lines", "super-resolution")
 SIDES = (16, 32, 64, 128, 256)
 
 
@@ -51,6 +51,19 @@ def mixture_problem(seed: int) -> Problem:
     mask = make_mask(rng, MASKS[seed % len(MASKS)], pixels, 16)
     prior = GaussianMixture(weights, means, np.outer(scales**2, eigenvalues), eigenvectors)
     return Problem(prior, image, mask)
+
+
+def padded_mixture_problem(seed: int) -> Problem:
+    """Return the same with 8 components, some of them all but absent, so that all problems share code."""
+    problem = mixture_problem(seed)
+    prior, missing = problem.prior, 8 - len(problem.prior.weights)
+    padded = GaussianMixture(
+        np.append(prior.weights, np.full(missing, 1e-30)),
+        np.append(prior.means, np.zeros((missing, 16)), 0),
+        np.append(prior.eigenvalues, np.repeat(prior.eigenvalues[:1], missing, 0), 0),
+        prior.eigenvectors,
+    )
+    return problem._replace(prior=padded)
 
 
 def several_modes_problem(seed: int) -> Problem:
@@ -174,10 +187,10 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "gaussians": Family(gaussian_problem, "w2", 10, 3, 2000),
-    "mixtures": Family(mixture_problem, "sliced", 12, 3, 1000),
+    "mixtures": Family(padded_mixture_problem, "sliced", 12, 3, 1000),
     "several modes": Family(several_modes_problem, "sliced", 6, 3, 1000),
     "clip limit": Family(clip_limit_problem, "sliced", 6, 3, 1000),
     "high dimensions": Family(high_dimensional_problem, "sliced", 5, 3, 400),
-    "images": Family(image_problem, "energy", 20, 5, 24),
+    "images": Family(image_problem, "energy", 10, 2, 24),
     "sizes": Family(size_problem, "w2", 5, 2, 16),
 }

@@ -10,26 +10,41 @@ import numpy as np
 
 from samplers.sampler import Problem, Sampler
 
+PADDED = 256  # rows are padded to a multiple of this, so that budgets share a compiled loop
+
 
 def draw_results(problem: Problem, sampler: Sampler, count: int, key: jax.Array) -> np.ndarray:
     """Return results of chains in float32, [count, m], the missing pixels only."""
     shape = (count, len(problem.image))
-    samples = _run(sampler.start, sampler.step, shape, problem, sampler.rows, key)
+    steps, rows = _padded(sampler.rows)
+    samples = _run(sampler.start, sampler.step, shape, problem, steps, rows, key)
     return np.asarray(samples)[:, problem.mask == 0]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(start, step, shape, problem, rows, key):
-    def iteration(carry, row):
+def _run(start, step, shape, problem, steps, rows, key):
+    def iteration(i, carry):
         sample, memory, key = carry
         key, draw_key = jax.random.split(key)
-        sample, memory = step(problem, sample, memory, _Random(draw_key, shape), **row)
-        return (*_as_float32((sample, memory)), key), None
+        sample, memory = step(problem, sample, memory, _Random(draw_key, shape), **_row(rows, i))
+        return *_as_float32((sample, memory)), key
 
     start_key, key = jax.random.split(key)
-    first = start(problem, _Random(start_key, shape), **jax.tree.map(lambda row: row[0], rows))
-    (sample, _, _), _ = jax.lax.scan(iteration, (*_as_float32(first), key), rows)
+    first = start(problem, _Random(start_key, shape), **_row(rows, 0))
+    sample, _, _ = jax.lax.fori_loop(0, steps, iteration, (*_as_float32(first), key))
     return sample
+
+
+def _padded(rows: Any) -> tuple[int, Any]:
+    """Return the number of steps, and rows padded to a length that many samplers share: compiled once."""
+    steps = len(jax.tree.leaves(rows)[0])
+    missing = (-steps) % PADDED
+    pad = lambda row: np.concatenate([row, np.repeat(row[-1:], missing, 0)])  # noqa: E731
+    return steps, jax.tree.map(pad, jax.tree.map(np.asarray, rows))
+
+
+def _row(rows: Any, i: int) -> Any:
+    return jax.tree.map(lambda row: row[i], rows)
 
 
 def _as_float32(tree: Any) -> Any:
@@ -71,8 +86,9 @@ def moments(
     counts = _noise_count(lambda draw: sampler.start(problem, draw, **first), problem)
     start = sampler.start(problem, _Given(jnp.zeros((counts, len(problem.image)))), **first)
     per_step = _noise_count(lambda draw: sampler.step(problem, *start, draw, **first), problem)
+    steps, rows = _padded(sampler.rows)
     results = _moments(
-        sampler.start, sampler.step, counts, per_step, problem, sampler.rows, jnp.asarray(functionals)
+        sampler.start, sampler.step, counts, per_step, problem, steps, rows, jnp.asarray(functionals)
     )
     return tuple(map(np.asarray, results))
 
@@ -84,32 +100,27 @@ def _noise_count(run: Callable[..., Any], problem: Problem) -> int:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _moments(start, step, draws_at_start, draws, problem, rows, functionals):
+def _moments(start, step, draws_at_start, draws, problem, steps, rows, functionals):
     def begin(noise):
-        return start(problem, _Given(noise), **jax.tree.map(lambda row: row[0], rows))
+        return start(problem, _Given(noise), **_row(rows, 0))
 
-    def advance(row, carry, noise):
-        return step(problem, *carry, _Given(noise), **row)
+    def advance(i, carry, noise):
+        return step(problem, *carry, _Given(noise), **_row(rows, i))
 
-    size, dtype = len(problem.image), functionals.dtype
-    no_noise = jnp.zeros((draws, size), dtype)
-    none_at_start = jnp.zeros((draws_at_start, size), dtype)
-    first = begin(none_at_start)
-    zeros = jax.tree.map(jnp.zeros_like, first)
-
-    def forward(carry, row):
-        return advance(row, carry, no_noise), None
-
-    def backward(carry, row):
+    def backward(i, carry):
         gradients, covariance = carry
-        _, pull = jax.vjp(partial(advance, row), zeros, no_noise)
+        _, pull = jax.vjp(partial(advance, steps - 1 - i), zeros, none)
         gradients, by_noise = jax.vmap(pull)(gradients)
-        return (gradients, covariance + _products(by_noise)), None
+        return gradients, covariance + _products(by_noise)
 
-    (result, _), _ = jax.lax.scan(forward, first, rows)
-    by_result = (functionals, jax.tree.map(lambda z: jnp.zeros((len(functionals), *z.shape), dtype), zeros[1]))
-    nothing = jnp.zeros((len(functionals),) * 2, dtype)
-    (gradients, covariance), _ = jax.lax.scan(backward, (by_result, nothing), rows, reverse=True)
+    size, count, dtype = len(problem.image), len(functionals), functionals.dtype
+    none, none_at_start = jnp.zeros((draws, size), dtype), jnp.zeros((draws_at_start, size), dtype)
+    first = begin(none_at_start)
+    result, _ = jax.lax.fori_loop(0, steps, lambda i, carry: advance(i, carry, none), first)
+    zeros = jax.tree.map(jnp.zeros_like, first)
+    by_memory = jax.tree.map(lambda memory: jnp.zeros((count, *memory.shape), dtype), zeros[1])
+    gradients = (functionals, by_memory), jnp.zeros((count, count), dtype)
+    gradients, covariance = jax.lax.fori_loop(0, steps, backward, gradients)
     _, pull = jax.vjp(begin, none_at_start)
     (by_noise,) = jax.vmap(pull)(gradients)
     return functionals @ result, covariance + _products(by_noise)

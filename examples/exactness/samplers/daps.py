@@ -8,9 +8,8 @@ import numpy as np
 from samplers.sampler import Sampler, make_sampler, merge, predict
 
 GRID = [
-    {"levels": levels, "ode_steps": count, "scale": scale}
-    for levels in ("even", "dense")
-    for count, scale in ((2, 0.5), (2, 1.0), (5, 0.5), (5, 1.0))
+    *({"levels": "dense", "ode_steps": count, "scale": r} for count in (2, 5) for r in (0.5, 1.0)),
+    {"levels": "even", "ode_steps": 5, "scale": 1.0},
 ]
 
 

@@ -9,10 +9,13 @@ from scipy.linalg import expm
 from samplers.sampler import Sampler, make_sampler, merge, predict
 
 GRID = [
-    {"levels": levels, "inner": inner, "length": length, "guidance": guidance}
-    for levels in ("even", "dense")
-    for inner, length in ((1, 0.7), (3, 0.7), (3, 1.4))
-    for guidance in (0.0, 1.0)
+    *(
+        {"levels": "dense", "inner": inner, "length": length, "guidance": guidance}
+        for inner in (1, 3)
+        for length in (1.4, 2.8)
+        for guidance in (1.0, 4.0)
+    ),
+    {"levels": "even", "inner": 3, "length": 1.4, "guidance": 1.0},
 ]
 
 

@@ -5,10 +5,8 @@ import numpy as np
 from samplers.sampler import Sampler, ancestral, make_sampler, predict_and_pull
 
 GRID = [
-    {"levels": levels, "eta": eta, "scale": scale}
-    for levels in ("even", "dense")
-    for eta in (0.3, 1.0)
-    for scale in (0.5, 1.0)
+    *({"levels": "dense", "eta": eta, "scale": scale} for eta in (0.3, 1.0) for scale in (0.5, 1.0)),
+    {"levels": "even", "eta": 1.0, "scale": 1.0},
 ]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from samplers.particles import log_normal, resample
 from samplers.sampler import Sampler, ancestral, make_sampler, merge, predict_and_pull, pure_noise
 
-GRID = [{"levels": levels, "scale": scale} for levels in ("even", "dense") for scale in (0.5, 1.0, 2.0)]
+GRID = [{"levels": "dense", "scale": r} for r in (0.5, 1.0, 2.0)] + [{"levels": "even", "scale": 1.0}]
 
 
 def tds(sigmas, scale: float = 1.0) -> Sampler:
