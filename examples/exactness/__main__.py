@@ -24,9 +24,8 @@ import argparse
 import itertools
 from pathlib import Path
 
-import jax
-
 import convergence
+import jax
 import peers
 import tables
 from problems import FAMILIES
@@ -81,9 +80,7 @@ def compare_with_peers(options: argparse.Namespace) -> None:
     if options.quick and options.results == RESULTS:
         raise SystemExit("--quick needs a file of its own, expected --results PATH")
     families = () if options.only_table else options.families
-    rows = peers.run(
-        families, options.samplers, tuple(options.calls), options.results, options.quick
-    )
+    rows = peers.run(families, options.samplers, tuple(options.calls), options.results, options.quick)
     print(tables.markdown(rows))
     if options.plot:
         tables.plot(rows, options.plot)

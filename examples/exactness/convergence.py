@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from tqdm import tqdm
-
 import metrics
-import repaint_jax as rp
+import numpy as np
 from problems import Problem, gaussian_problem, mixture_problem
 from samplers.library import call_budget, resampling, white_renoising
 from samplers.sampler import Sampler
 from simulation import draw_results, moments
+from tqdm import tqdm
+
+import repaint_jax as rp
 
 PAPER = "the paper's setting"
 BUDGETS = (16, 32, 64, 128, 256, 602, 1200, 2410, 5000)
@@ -69,12 +69,17 @@ def samplers_on_ladders(
             yield call_budget(config, budget)._replace(name=f"{name}, {count:,} levels")
 
 
-def run(chains: list[Sampler], first_seed: int, gaussians: int, mixtures: int, picture: Path | None) -> None:
+def run(
+    chains: list[Sampler], first_seed: int, gaussians: int, mixtures: int, picture: Path | None
+) -> None:
     """Print the table, and draw it."""
     seeds = range(first_seed, first_seed + max(gaussians, mixtures))
     of_gaussians = list(map(gaussian_problem, seeds[:gaussians]))
     of_mixtures = list(map(mixture_problem, seeds[:mixtures]))
-    errors = [errors_of(gaussian_error, of_gaussians, chains), errors_of(mixture_error, of_mixtures, chains)]
+    errors = [
+        errors_of(gaussian_error, of_gaussians, chains),
+        errors_of(mixture_error, of_mixtures, chains),
+    ]
     tables = [of_kind / of_kind[0] for of_kind in errors]
     print(
         "| sampler | calls | Gaussians, mean | worst | mixtures, mean | worst |\n|---|---|---|---|---|---|"

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-
 from priors.low_rank import LowRankMixture
+
 from repaint_jax.pictures.datasets import TRAIN_IDX_NAME, read_idx_images
 from repaint_jax.pictures.images import uint8_to_array
 

@@ -6,9 +6,8 @@ from functools import cache, cached_property
 from typing import Any
 
 import jax
-import numpy as np
-
 import metrics
+import numpy as np
 from problems import Family, coarse_means, size_problem
 from samplers.sampler import Problem, Sampler
 from simulation import draw_results, moments

@@ -13,7 +13,7 @@ ENERGY_SAMPLES = 1000
 
 
 def gaussian_w2_squared(mean, covariance, target_mean, target) -> float:
-    """Return the squared Wasserstein-2 distance of two Gaussians over the trace of the second's covariance."""
+    """Return the squared W2 distance of two Gaussians over the trace of the second's covariance."""
     offset, root = mean - target_mean, matrix_root(target)
     cross = np.trace(matrix_root(root @ covariance @ root))
     distance = offset @ offset + np.trace(covariance) + np.trace(target) - 2 * cross

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
-
-import repaint_jax as rp
 from measurement import METRICS, Moments, Samples, excess, measure, target_of
 from problems import FAMILIES, TUNING_SEED, Family
 from samplers import daps, ddnm, ddrm, ding, dps, lanpaint, mmps, pigdm, smcdiff, tds
 from samplers.levels import LEVELS, even
 from samplers.library import call_budget, resampling
 from samplers.sampler import Sampler
+from tqdm import tqdm
+
+import repaint_jax as rp
 
 PAPER = "RePaint"
 CALLS = (24, 64, 256)  # of a peer, and of the call budget
@@ -54,6 +54,7 @@ COLUMNS = (
     "seconds",
 )
 
+
 def _config(clip: bool, **options: Any) -> rp.RePaintSchedulerConfig:
     return rp.RePaintSchedulerConfig(clip_sample=clip, **options)
 
@@ -85,7 +86,7 @@ def run(
     for name, sampler, budget in (progress := tqdm(jobs)):
         progress.set_description(f"{name}, {sampler}, {budget}")
         family = as_quick(FAMILIES[name]) if quick else FAMILIES[name]
-        settings = best_settings(results, name, family, sampler, budget)
+        settings = best_settings(results, name, family, sampler, budget, quick)
         measure_all(results, name, family, sampler, settings, budget, "report")
     return results.rows
 
@@ -103,12 +104,17 @@ def as_quick(family: Family) -> Family:
 
 
 def best_settings(
-    results: "Results", name: str, family: Family, sampler: str, budget: int
+    results: "Results", name: str, family: Family, sampler: str, budget: int, quick: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a peer's grid with the least error on the problems for tuning."""
+    """Return the settings of a peer's grid with the least error on the problems for tuning.
+
+    A quick run compares the first and the last settings.
+    """
     if sampler not in PEERS:
         return {}
     grid = [settings for settings in PEERS[sampler][1] if _cost(sampler, settings) * 2 <= budget]
+    if quick:
+        grid = [grid[0], grid[-1]]
     errors = []
     for settings in grid:
         rows = measure_all(results, name, family, sampler, settings, budget, "tune")
@@ -209,8 +215,8 @@ def _as_text(value: Any) -> str:
 def errors(rows: list[dict[str, str]], family: str) -> Iterator[tuple[str, int, float, int]]:
     """Yield sampler, calls, mean error and number of problems.
 
-    The error is over the paper's on the same problem, in the geometric mean: squared W2 for Gaussian priors,
-    sliced W2 (not squared) for mixtures. For images it is the energy distance less its floor.
+    The error is over the paper's on the same problem, in the geometric mean: squared W2 for Gaussian
+    priors, sliced W2 (not squared) for mixtures. For images it is the energy distance less its floor.
     """
     metric = FAMILIES[family].metric
     chosen: dict[tuple[str, int], dict[str, dict[str, str]]] = {}

@@ -7,14 +7,13 @@ budget and the settings of its peers are chosen on them.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import norm
-
 from fashion import fashion_prior
 from priors.gaussian_mixture import GaussianMixture
 from priors.grey_values import GreyValues
 from priors.spectrum import natural_spectrum
 from samplers.sampler import Problem
+from scipy.special import ndtr
+from scipy.stats import norm
 
 TUNING_SEED = 100
 MASKS = ("wide", "narrow", "super-resolution", "alternating lines", "half", "expand")

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from samplers.sampler import Problem, Sampler
 
 PADDED = 256  # rows are padded to a multiple of this, so that budgets share a compiled loop

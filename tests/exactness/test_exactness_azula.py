@@ -58,7 +58,9 @@ def known(x):
 
 def step_of(sampler, x: np.ndarray, memory=(), draw: Callable | None = None):
     row = {name: np.asarray(values)[0] for name, values in sampler.rows.items()}
-    return sampler.step(problem(), jnp.asarray(x), memory, draw or (lambda: jnp.asarray(Z[: len(x)])), **row)
+    return sampler.step(
+        problem(), jnp.asarray(x), memory, draw or (lambda: jnp.asarray(Z[: len(x)])), **row
+    )
 
 
 def test_a_step_of_dps_is_that_of_azula(azula: Azula) -> None:

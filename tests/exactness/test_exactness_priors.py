@@ -62,7 +62,9 @@ def test_the_denoiser_of_grey_values_is_the_sum_over_all_images(sigma: float) ->
     values, laws = np.array([-1.0, -0.2, 1.0]), RNG.dirichlet(np.ones(3), (2, 3))
     prior = GreyValues(np.array([0.3, 0.7]), values, laws)
     numbers = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
-    shares = np.einsum("k,nk->n", prior.weights, np.prod([laws[:, i, numbers[:, i]].T for i in range(3)], 0))
+    shares = np.einsum(
+        "k,nk->n", prior.weights, np.prod([laws[:, i, numbers[:, i]].T for i in range(3)], 0)
+    )
     x = RNG.standard_normal((10, 3))
     logs = np.log(shares) - ((x[:, None] - values[numbers]) ** 2).sum(-1) / (2 * sigma**2)
     weights = np.exp(logs - logs.max(1, keepdims=True))
@@ -73,7 +75,9 @@ def test_the_denoiser_of_grey_values_is_the_sum_over_all_images(sigma: float) ->
 def test_the_posterior_of_grey_values_counts_the_images_that_agree() -> None:
     values, laws = np.array([-1.0, 1.0]), RNG.dirichlet(np.ones(2), (2, 3))
     prior = GreyValues(np.array([0.3, 0.7]), values, laws)
-    samples = prior.posterior(np.array([1.0, 0, 0]), np.array([1, 0, 0])).sample(np.random.default_rng(0), 40_000)
+    samples = prior.posterior(np.array([1.0, 0, 0]), np.array([1, 0, 0])).sample(
+        np.random.default_rng(0), 40_000
+    )
     weights = prior.weights * laws[:, 0, 1]
     both_up = (weights * laws[:, 1, 1] * laws[:, 2, 1]).sum() / weights.sum()
     assert abs(((samples == 1).all(1)).mean() - both_up) < 0.01

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from peers import PEERS, make
-from reference import propagate_correlated
 from reference import posterior as gaussian_posterior
+from reference import propagate_correlated
 from samplers.daps import daps
 from samplers.ddnm import ddnm
 from samplers.ddrm import ddrm
@@ -20,7 +20,7 @@ from samplers.levels import dense, even
 from samplers.library import call_budget
 from samplers.mmps import mmps
 from samplers.pigdm import pigdm
-from samplers.sampler import Sampler, make_sampler, predict
+from samplers.sampler import Sampler
 from samplers.smcdiff import smcdiff
 from samplers.tds import tds
 from scipy.linalg import solve_continuous_lyapunov
@@ -151,7 +151,9 @@ def step_of(sampler: Sampler, x: np.ndarray):
     return sampler.step(problem(), jnp.asarray(x), (), lambda: jnp.zeros(x.shape), **row)
 
 
-@pytest.mark.parametrize("sampler", [smcdiff(dense(100)), tds(dense(100), scale=1.0)], ids=["SMCDiff", "TDS"])
+@pytest.mark.parametrize(
+    "sampler", [smcdiff(dense(100)), tds(dense(100), scale=1.0)], ids=["SMCDiff", "TDS"]
+)
 def test_particles_have_the_posterior(sampler: Sampler) -> None:
     """Both are exact with many particles; SMCDiff up to the noise of its one path."""
     runs = [draw_results(problem(), sampler, 4000, jax.random.key(k)) for k in range(8)]

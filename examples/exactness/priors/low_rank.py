@@ -26,7 +26,8 @@ class LowRankMixture(NamedTuple):
         """Return E[x0 | x] for x = signal x0 + noise z, [..., d]."""
         coordinates, white, variance = self._project(signal, noise, sample)
         shares = jax.nn.softmax(self._logits(signal, white, variance, coordinates, sample))
-        # E[x0 | x, k] = m_k + g (x - a m_k) + U_k h (U_k^T (x - a m_k)), from the white part and the factors
+        # E[x0 | x, k] = m_k + g (x - a m_k) + h U_k U_k^T (x - a m_k), a gain across the factors and an
+        # extra one along them
         gain = signal * self.white / white
         extra = signal * (self.variances + self.white) / variance - gain
         along = shares[..., None] * extra * coordinates
@@ -62,7 +63,9 @@ class LowRankMixture(NamedTuple):
     def sample(self, rng: np.random.Generator) -> np.ndarray:  # [d]
         """Return an image of the prior."""
         k = rng.choice(len(self.weights), p=self.weights)
-        along = self.factors[k] @ (np.sqrt(self.variances[k]) * rng.standard_normal(self.variances[k].shape))
+        along = self.factors[k] @ (
+            np.sqrt(self.variances[k]) * rng.standard_normal(self.variances[k].shape)
+        )
         return self.means[k] + along + np.sqrt(self.white) * rng.standard_normal(len(along))
 
     def posterior(self, image: np.ndarray, mask: np.ndarray) -> Posterior:

@@ -9,7 +9,6 @@ for systems of equations of the number of known pixels, which conjugate gradient
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.fft import dctn, idctn
 from scipy.sparse.linalg import LinearOperator, cg

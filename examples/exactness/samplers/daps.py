@@ -1,10 +1,10 @@
 """DAPS: decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.01521)."""
 
 from functools import cache
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
-
 from samplers.sampler import Sampler, make_sampler, merge, predict
 
 GRID = [
@@ -29,7 +29,7 @@ def _step_of(ode_steps):
     shares = np.append(np.geomspace(1, 1e-2, ode_steps), 0.0)
 
     def step(problem, x, memory, draw, sigma, after, scale):
-        for share, next_share in zip(shares[:-1], shares[1:], strict=True):
+        for share, next_share in pairwise(shares):
             x0, eps = predict(problem, x, float(share) * sigma)
             x = x0 + float(next_share) * sigma * eps
         x = x + scale * sigma / jnp.sqrt(1 + sigma**2) * draw()

@@ -1,7 +1,6 @@
 """DDNM: denoising diffusion null-space model (Wang et al. 2023, arXiv 2212.00490)."""
 
 import jax.numpy as jnp
-
 from samplers.sampler import Sampler, make_sampler, merge, predict
 
 GRID = [{"levels": "dense", "eta": eta} for eta in (0.3, 0.85, 1.0)] + [{"levels": "even", "eta": 0.85}]

@@ -1,7 +1,6 @@
 """DDRM: denoising diffusion restoration models (Kawar et al. 2022, arXiv 2201.11793)."""
 
 import jax.numpy as jnp
-
 from samplers.sampler import Sampler, make_sampler, merge, predict, pure_noise
 
 GRID = [{"levels": "dense", "eta": eta} for eta in (0.5, 0.85, 1.0)] + [{"levels": "even", "eta": 0.85}]

@@ -1,7 +1,6 @@
 """DING: decoupled inpainting guidance (Moufad et al. 2025, arXiv 2512.18365)."""
 
 import jax.numpy as jnp
-
 from samplers.sampler import Sampler, ancestral, make_sampler, merge, predict
 
 GRID = [{"levels": "dense", "eta": eta} for eta in (0.3, 0.7, 1.0)] + [{"levels": "even", "eta": 1.0}]

@@ -4,9 +4,8 @@ from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import expm
-
 from samplers.sampler import Sampler, make_sampler, merge, predict
+from scipy.linalg import expm
 
 GRID = [
     *(

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from samplers.sampler import Sampler
 
 import repaint_jax as rp
 from repaint_jax.sampling.budget_transition import budget_transition
 from repaint_jax.sampling.repaint_transition import reverse_transition
-from samplers.sampler import Sampler
 
 
 def resampling(name: str, config: rp.RePaintSchedulerConfig, *schedule: int) -> Sampler:

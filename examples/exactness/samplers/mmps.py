@@ -3,7 +3,6 @@
 from functools import cache
 
 import jax.numpy as jnp
-
 from samplers.sampler import Sampler, ancestral, make_sampler, predict_and_pull
 
 GRID = [

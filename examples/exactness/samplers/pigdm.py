@@ -1,7 +1,6 @@
 """PiGDM: pseudoinverse-guided diffusion models (Song et al. 2023, openreview 9_gsMA8MRKQ)."""
 
 import numpy as np
-
 from samplers.sampler import Sampler, ancestral, make_sampler, predict_and_pull
 
 GRID = [

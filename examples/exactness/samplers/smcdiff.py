@@ -4,7 +4,6 @@ For a mask and known pixels without noise, FPS-SMC (Dou and Song 2024) has the s
 """
 
 import jax.numpy as jnp
-
 from samplers.particles import log_normal, resample
 from samplers.sampler import Sampler, ancestral, make_sampler, merge, predict, pure_noise
 

@@ -1,7 +1,6 @@
 """TDS: the twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775)."""
 
 import jax.numpy as jnp
-
 from samplers.particles import log_normal, resample
 from samplers.sampler import Sampler, ancestral, make_sampler, merge, predict_and_pull, pure_noise
 
