@@ -66,11 +66,37 @@ def padded_mixture_problem(seed: int) -> Problem:
 
 
 def several_modes_problem(seed: int) -> Problem:
-    """Return a mixture in 16 dimensions whose posterior has two to four modes."""
+    """Return a mixture in 16 dimensions whose posterior has two to four modes: the first such draw.
+
+    The known pixels tell the components apart, but not well: there the means differ less than elsewhere.
+    """
     rng = np.random.default_rng((2, seed))
-    pixels = np.arange(16)[:, None]
-    mask = make_mask(rng, MASKS[seed % len(MASKS)], pixels, 16)
-    return grouped_problem(rng, pixels, mask, groups=2, modes=2 + seed % 3, widths=(0.85, 1.15))
+    pixels, count, fewest = np.arange(16)[:, None], 8, 2 + seed % 2
+    mask = make_mask(rng, ("half", "expand", "wide")[seed % 3], pixels, 16)
+    known = mask == 1
+    while True:
+        smooth = kernel(rng, pixels)
+        eigenvalues, eigenvectors = np.linalg.eigh(smooth)
+        draws = 0.6 * rng.multivariate_normal(np.zeros(16), smooth, count)
+        gain = np.linalg.solve(smooth[np.ix_(known, known)], smooth[known])
+        means = draws - 0.6 * draws[:, known] @ gain
+        scales = rng.uniform(0.1, 0.3, count)
+        weights = rng.dirichlet(np.full(count, 3.0))
+        prior = GaussianMixture(weights, means, np.outer(scales**2, eigenvalues), eigenvectors)
+        component = rng.choice(count, p=weights)
+        image = rng.multivariate_normal(means[component], scales[component] ** 2 * smooth)
+        if fewest <= count_modes(prior, image, mask) <= 4:
+            return Problem(prior, image, mask)
+
+
+def count_modes(prior: GaussianMixture, image: np.ndarray, mask: np.ndarray) -> int:
+    """Return the number of components that have a tenth of the posterior, if they lie apart, and else 1."""
+    weights, means, covariances = prior.conditionals(image, mask)
+    heavy = np.flatnonzero(weights > 0.1)
+    spread = np.sqrt(np.trace(covariances[heavy], axis1=1, axis2=2).mean())
+    distances = np.linalg.norm(means[heavy, None] - means[heavy], axis=-1)
+    are_apart = (distances + 1e9 * np.eye(len(heavy)) > 2 * spread).all()
+    return len(heavy) if are_apart and weights[heavy].sum() > 0.9 else 1
 
 
 def high_dimensional_problem(seed: int) -> Problem:

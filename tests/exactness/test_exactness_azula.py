@@ -112,7 +112,7 @@ def test_a_step_and_the_weights_of_tds_are_those_of_azula(azula: Azula, monkeypa
     )
     carry: dict = {}
     expected = azula.step(TDSSampler(azula.denoiser, twist, silent=True), X, carry=carry)
-    found, log_weights = step_of(tds(azula.sigmas, scale=1.0), X, jnp.zeros(4))
+    found, log_weights = step_of(tds(azula.sigmas, spread=1.0), X, jnp.zeros(4))
     np.testing.assert_allclose(found, expected, atol=1e-10)
     # azula has resampled, so it starts from equal weights; here the twist of this call stays, and cancels.
     prediction = azula.denoiser(torch.tensor(azula.a * X), azula.t).mean

@@ -152,7 +152,7 @@ def step_of(sampler: Sampler, x: np.ndarray):
 
 
 @pytest.mark.parametrize(
-    "sampler", [smcdiff(dense(100)), tds(dense(100), scale=1.0)], ids=["SMCDiff", "TDS"]
+    "sampler", [smcdiff(dense(100)), tds(dense(100), spread=0.3)], ids=["SMCDiff", "TDS"]
 )
 def test_particles_have_the_posterior(sampler: Sampler) -> None:
     """Both are exact with many particles; SMCDiff up to the noise of its one path."""

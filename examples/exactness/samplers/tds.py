@@ -4,17 +4,18 @@ import jax.numpy as jnp
 from samplers.particles import log_normal, resample
 from samplers.sampler import Sampler, ancestral, make_sampler, merge, predict_and_pull, pure_noise
 
-GRID = [{"levels": "dense", "scale": r} for r in (0.5, 1.0, 2.0)] + [{"levels": "even", "scale": 1.0}]
+GRID = [{"levels": "dense", "spread": v} for v in (0.1, 0.3, 1.0)] + [{"levels": "even", "spread": 1.0}]
 
 
-def tds(sigmas, scale: float = 1.0) -> Sampler:
+def tds(sigmas, spread: float = 1.0) -> Sampler:
     """Move particles by DDPM's step with guidance, and weigh them so that the target stays exact.
 
-    The twisting function is N(y; x0(x), scale^2 sigma^2/(1 + sigma^2)) in the known pixels, its gradient
-    guides, and a weight has the quotient of the twists and of the transitions without and with guidance
-    (algorithm 1). In the last step y replaces the known pixels. A step costs a call and a product, 3.
+    The twisting function is N(y; x0(x), v sigma^2/(v + sigma^2)) in the known pixels, with v the spread
+    of the data. Its gradient guides, and a weight has the quotient of the twists and of the transitions
+    without and with guidance (algorithm 1). In the last step y replaces the known pixels. A step costs a
+    call and a product, 3.
     """
-    return make_sampler("TDS", _step, sigmas, 3, _start, scale=scale)
+    return make_sampler("TDS", _step, sigmas, 3, _start, spread=spread)
 
 
 def _start(problem, draw, sigma, **_):
@@ -22,9 +23,9 @@ def _start(problem, draw, sigma, **_):
     return x, jnp.zeros_like(x[:, 0])
 
 
-def _step(problem, x, log_weights, draw, sigma, after, scale):
+def _step(problem, x, log_weights, draw, sigma, after, spread):
     x0, pull = predict_and_pull(problem, x, sigma)
-    variance = scale**2 * sigma**2 / (1 + sigma**2)
+    variance = sigma**2 * spread / (sigma**2 + spread)
     residual = problem.mask * (problem.image - x0)
     guidance = sigma**2 / variance * pull(residual)  # sigma^2 times the gradient of the twist
     twist = jnp.sum(problem.mask * log_normal(problem.image, x0, variance), -1)
