@@ -217,5 +217,5 @@ FAMILIES = {
     "clip limit": Family(clip_limit_problem, "sliced", 6, 3, 1000),
     "high dimensions": Family(high_dimensional_problem, "sliced", 5, 3, 400),
     "images": Family(image_problem, "energy", 10, 2, 24),
-    "sizes": Family(size_problem, "w2", 5, 2, 16),
+    "sizes": Family(size_problem, "w2", 5, 2, 32),
 }
