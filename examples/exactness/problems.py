@@ -4,6 +4,7 @@ Seeds from 0 on are for reporting. Those from `TUNING_SEED` on are for tuning: t
 budget and the settings of its peers are chosen on them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -203,7 +204,7 @@ def make_mask(rng: np.random.Generator, kind: str, pixels: np.ndarray, side: int
 class Family(NamedTuple):
     """Problems of one kind, and how many of them and of samples are measured."""
 
-    make: object  # seed -> Problem
+    make: Callable[[int], Problem]  # from a seed
     metric: str  # the error in the tables: see `measurement`
     report: int  # problems
     tune: int  # problems

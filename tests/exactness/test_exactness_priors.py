@@ -103,6 +103,7 @@ def test_large_pictures_have_the_posterior_of_a_dense_covariance() -> None:
     np.testing.assert_allclose(prior.denoise(1.0, 0.3, x), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fitted_mixture_finds_the_clusters_and_directions_of_its_data() -> None:
     rng, ways = np.random.default_rng(0), np.eye(6)
     parts = [
