@@ -154,7 +154,7 @@ def step_of(sampler: Sampler, x: np.ndarray):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sampler", [smcdiff(dense(100)), tds(dense(100), spread=0.3)], ids=["SMCDiff", "TDS"]
+    "sampler", [smcdiff(dense(100), populations=8), tds(dense(100), spread=0.3)], ids=["SMCDiff", "TDS"]
 )
 def test_particles_have_the_posterior(sampler: Sampler) -> None:
     """Both are exact with many particles; SMCDiff up to the noise of its one path."""
@@ -221,7 +221,7 @@ def count_of_a_step(sampler: Sampler) -> int:
             return run(x)
 
     row = {name: jnp.asarray(values[0]) for name, values in sampler.rows.items()}
-    draw = lambda: jnp.ones((4, 2))  # noqa: E731
+    draw = lambda: jnp.ones((8, 2))  # noqa: E731
     counted = case._replace(prior=Counting())
     start = jax.eval_shape(lambda: sampler.start(counted, draw, **row))
     counts.update(call=0, product=0)

@@ -1,11 +1,13 @@
-"""Populations of particles: all chains of a problem are one, and are resampled together."""
+"""Populations of particles: chains of a problem that are weighed and resampled together."""
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 
-def resample(draw, is_last: jax.Array, log_weights: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def resample(
+    z: jax.Array, log_weights: jax.Array, *arrays: jax.Array, is_last: jax.Array
+) -> tuple[jax.Array, ...]:
     """Return as many particles, drawn by their weights [n] with systematic resampling.
 
     It draws at the end, and when the effective number has fallen below half; else it leaves all as they
@@ -13,7 +15,7 @@ def resample(draw, is_last: jax.Array, log_weights: jax.Array, *arrays: jax.Arra
     """
     weights = jax.nn.softmax(log_weights)
     count = len(weights)
-    points = (jnp.arange(count) + norm.cdf(draw()[0, 0])) / count  # a uniform number from a normal one
+    points = (jnp.arange(count) + norm.cdf(z[0, 0])) / count  # a uniform number from a normal one
     chosen = jnp.searchsorted(jnp.cumsum(weights), points.astype(weights.dtype))
     is_due = is_last | (1 / jnp.sum(weights**2) < count / 2)
     chosen = jnp.where(is_due, jnp.minimum(chosen, count - 1), jnp.arange(count))

@@ -30,7 +30,7 @@ def _step(problem, x, log_weights, draw, sigma, after, spread):
     guidance = sigma**2 / variance * pull(residual)  # sigma^2 times the gradient of the twist
     twist = jnp.sum(problem.mask * log_normal(problem.image, x0, variance), -1)
     log_weights = log_weights + twist
-    resampled = resample(draw, after == 0, log_weights, x, x0, guidance, twist)
+    resampled = resample(draw(), log_weights, x, x0, guidance, twist, is_last=after == 0)
     log_weights, x, x0, guidance, twist = resampled
 
     mean, std = ancestral(x0, (x - x0) / sigma, sigma, after, 1.0)
