@@ -212,8 +212,8 @@ def _as_text(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def errors(rows: list[dict[str, str]], family: str) -> Iterator[tuple[str, int, float, int]]:
-    """Yield sampler, calls, mean error and number of problems.
+def errors(rows: list[dict[str, str]], family: str) -> Iterator[tuple[str, int, float]]:
+    """Yield sampler, calls and mean error, of chains that all problems have been measured with.
 
     The error is over the paper's on the same problem, in the geometric mean: squared W2 for Gaussian
     priors, sliced W2 (not squared) for mixtures. For images it is the energy distance less its floor.
@@ -225,12 +225,12 @@ def errors(rows: list[dict[str, str]], family: str) -> Iterator[tuple[str, int, 
             chosen.setdefault((row["sampler"], int(row["calls"])), {})[row["seed"]] = row
     paper = next((by_seed for (name, _), by_seed in chosen.items() if name == PAPER), {})
     for (sampler, calls), by_seed in chosen.items():
+        if not paper or by_seed.keys() != paper.keys():
+            continue
         if metric == "energy":
             values = [float(row["energy"]) - float(row["energy_floor"]) for row in by_seed.values()]
-            yield sampler, calls, float(np.mean(values)), len(values)
-            continue
-        shared = [seed for seed in by_seed if seed in paper]
-        ratios = [excess(by_seed[seed], metric) / excess(paper[seed], metric) for seed in shared]
-        power = 0.5 if metric == "sliced" else 1.0
-        if ratios:
-            yield sampler, calls, float(np.exp(power * np.mean(np.log(ratios)))), len(ratios)
+            yield sampler, calls, float(np.mean(values))
+        else:
+            ratios = [excess(by_seed[seed], metric) / excess(paper[seed], metric) for seed in paper]
+            power = 0.5 if metric == "sliced" else 1.0
+            yield sampler, calls, float(np.exp(power * np.mean(np.log(ratios))))

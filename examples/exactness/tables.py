@@ -19,7 +19,7 @@ TITLES = {
 def markdown(rows: list[dict[str, str]]) -> str:
     """Return the errors of all samplers as a Markdown table, with a column for each family."""
     found = {
-        family: {(sampler, calls): error for sampler, calls, error, _ in errors(rows, family)}
+        family: {(sampler, calls): error for sampler, calls, error in errors(rows, family)}
         for family in FAMILIES
     }
     chains = sorted({chain for cells in found.values() for chain in cells}, key=_order)
@@ -51,7 +51,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     handles = {}
     for axis, family in zip(axes.flat, FAMILIES, strict=False):
         by_sampler: dict[str, list[tuple[int, float]]] = {}
-        for sampler, calls, error, _ in errors(rows, family):
+        for sampler, calls, error in errors(rows, family):
             by_sampler.setdefault(sampler, []).append((calls, max(error, 1e-3)))
         for sampler in SAMPLERS:
             points = sorted(by_sampler.get(sampler, []))

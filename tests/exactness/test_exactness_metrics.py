@@ -53,14 +53,14 @@ def test_errors_are_over_those_of_repaint_and_without_the_floor(tmp_path: Path) 
         ("RePaint", 2410, 1, 0.10),
         ("DDNM", 64, 0, 1.61),
         ("DDNM", 64, 1, 0.05),
+        ("DDRM", 64, 1, 0.05),  # not yet measured on the other problem
     ]:
         values = {"family": "mixtures", "seed": seed, "sampler": sampler, "calls": calls, "cost": calls}
         results.add(row(sliced=sliced, sliced_floor=0.01, **values))
     assert excess(results.rows[0], "sliced") == pytest.approx(0.40)
     assert excess(row(sliced=0.011, sliced_floor=0.01), "sliced") == pytest.approx(0.0025)
-    found = {sampler: (error, count) for sampler, _, error, count in errors(results.rows, "mixtures")}
-    assert found["RePaint"] == (pytest.approx(1.0), 2)
-    assert found["DDNM"] == (pytest.approx((4 * 0.04 / 0.09) ** 0.25), 2)
+    found = {sampler: error for sampler, _, error in errors(results.rows, "mixtures")}
+    assert found == {"RePaint": pytest.approx(1.0), "DDNM": pytest.approx((4 * 0.04 / 0.09) ** 0.25)}
     assert "| DDNM | 64 |  | 1.2 |" in markdown(results.rows)
 
 
