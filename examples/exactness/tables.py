@@ -60,7 +60,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
                 style = style or {"color": f"C{SAMPLERS.index(sampler) % 10}", "linewidth": 1}
                 style["marker"] = "os^vDP*X"[SAMPLERS.index(sampler) % 8]
                 (handles[sampler],) = axis.loglog(*zip(*points, strict=True), **style, markersize=4)
-        axis.set(title=TITLES[family], xlabel="calls")
+        title = TITLES[family] + (" (not divided)" if FAMILIES[family].metric == "energy" else "")
+        axis.set(title=title, xlabel="calls")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("error / that of RePaint's setting")
     axes[1, 0].set_ylabel("error / that of RePaint's setting")
