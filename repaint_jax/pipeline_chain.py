@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
 from repaint_jax.pictures.batches import Batch, Look, as_output
+from repaint_jax.pictures.blending import faded
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
 from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, inpaint, start_chain
@@ -49,10 +50,12 @@ class Chain(NamedTuple):
     looks: Sequence[Look]  # of the images, each of which has as many results
     latents: LatentSpace | None  # of a latent model
     pictures: tuple[jax.Array, jax.Array]  # images [rows, H, W, C] in pixels, and their masks
+    fade: jax.Array | None  # [rows, H, W, 1]: the images' weights in the results
 
     def as_pictures(self, samples: jax.Array) -> jax.Array:
         """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
-        return chain_pictures(self.latents, samples, *self.pictures)
+        pictures = chain_pictures(self.latents, samples, *self.pictures)
+        return pictures if self.fade is None else faded(pictures, self.pictures[0], self.fade)
 
 
 def choose_timesteps(
@@ -101,15 +104,16 @@ def make_chain(
     """Place the inputs of a chain on the devices, see `rows_on_devices`."""
     num_images, of_row = len(batch.images), rows // num_samples
     keys = sample_keys(key, num_images, num_samples)[rows]
-    placed: Any = (batch.images[of_row], batch.masks[of_row], keys)
+    fade = None if batch.fade is None else batch.fade[of_row]
+    placed: Any = (batch.images[of_row], batch.masks[of_row], keys, fade)
     if devices:
         placed = shard_batch(placed, devices)
         state, params, latents = replicate((state, params, latents), devices)
-    images, masks, keys = placed
+    images, masks, keys, fade = placed
     with mesh_of_devices(devices):
         inputs = chain_inputs(latents, images, masks)
     arguments = (state, model_fn, params, *inputs, keys)
-    return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks))
+    return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks), fade)
 
 
 def run_chain(

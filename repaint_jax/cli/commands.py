@@ -21,10 +21,10 @@ from repaint_jax.evaluation.named_schedules import with_setting
 from repaint_jax.evaluation.score_tables import SCORES, read_scores, write_tables
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models import UNet2DConfig, pretrained
-from repaint_jax.pictures.batches import make_batch
+from repaint_jax.pictures.batches import Batch, make_batch
 from repaint_jax.pictures.colours import rgb
 from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
-from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.pictures.drawn_masks import check_hole, file_of_mask, picture_and_mask
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
     image_to_array,
@@ -89,7 +89,8 @@ def inpaint(options: argparse.Namespace) -> int:
     written = [("--output", output) for output in outputs]
     if options.preview is not None:
         written.append(("--preview", options.preview))
-    taken = [options.image, Path(options.mask.removeprefix("painted="))]
+    _, mask_file = file_of_mask(options.mask)
+    taken = [options.image] if mask_file is None else [options.image, mask_file]
     for option, path in written:
         _check_output(option, path)
         if any(_is_same_file(path, other) for other in taken):
@@ -104,15 +105,29 @@ def inpaint(options: argparse.Namespace) -> int:
             "another schedule"
         )
     image = open_image(options.image)
-    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
+    image, mask = picture_and_mask(
+        options.mask,
+        image,
+        seed_key(options.seed),
+        invert=options.invert_mask,
+        colour=options.mask_colour,
+    )
+    check_hole(options.mask, mask)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
-    reading = {"resize": options.resize, "background": options.background}
-    shown, hole, _ = make_batch(image, mask, pipe.image_shape, **reading)
+    reading = {
+        "resize": options.resize,
+        "background": options.background,
+        "grow_mask": options.grow_mask,
+        "feather": options.feather,
+    }
+    batch = make_batch(image, mask, pipe.image_shape, **reading)
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
-        save_picture(_comparison(options, pipe, shown, hole, guidance), options.output)
+        save_picture(
+            _comparison(options, pipe, batch, (image, mask), {**reading, **guidance}), options.output
+        )
         print(f"wrote {options.output}")
         return 0
     state = pipe.set_timesteps(**_schedule(options))
@@ -135,27 +150,27 @@ def inpaint(options: argparse.Namespace) -> int:
         save_picture(picture, output)
         print(f"wrote {output}")
     if options.preview is not None:
-        save_previews(options.preview, show_hole(shown[0], hole[0]), calls, made.previews, made.images)
+        save_previews(
+            options.preview, show_hole(batch.images[0], batch.masks[0]), calls, made.previews, made.images
+        )
         print(f"wrote {options.preview}")
     return 0
 
 
 def _comparison(
-    options: argparse.Namespace, pipe: Any, original: Any, hole: Any, guidance: dict[str, Any]
+    options: argparse.Namespace, pipe: Any, batch: Batch, given: tuple[Any, Any], arguments: dict[str, Any]
 ) -> Any:
     """Inpaint with each setting of --compare, and draw a row for each."""
     settings = {name: with_setting(pipe, name) for name in options.compare}
     results, titles = [], []
     for name, (one, state) in settings.items():
-        made = _run_pipeline(
-            options, one, original, hole, state, output_type="jax", input_range=MODEL_RANGE, **guidance
-        )
+        made = _run_pipeline(options, one, *given, state, output_type="jax", **arguments)
         results.append(made.images)
         calls = state.num_model_calls
         titles.append(f"{calls} calls" if name == str(calls) else f"{name}: {calls} calls")
     rows = len(results)
     return inpainting_grid(
-        original.repeat(rows, axis=0), hole.repeat(rows, axis=0), np.stack(results), titles
+        batch.images.repeat(rows, axis=0), batch.masks.repeat(rows, axis=0), np.stack(results), titles
     )
 
 
@@ -192,6 +207,10 @@ def folder(options: argparse.Namespace) -> int:
         resize=options.resize,
         background=options.background,
         keep_alpha=options.keep_alpha,
+        invert_mask=options.invert_mask,
+        mask_colour=options.mask_colour,
+        grow_mask=options.grow_mask,
+        feather=options.feather,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,
@@ -416,9 +435,10 @@ def _is_same_file(path: Path, other: Path) -> bool:
 def _check_keeps_alpha(options: argparse.Namespace) -> None:
     """Raise if `inpaint` with --keep-alpha could not show its result."""
     _check_output("--output", options.output, _WITH_ALPHA)
-    if options.mask == "alpha":
+    prefix, path = file_of_mask(options.mask)
+    if options.mask == "alpha" or (prefix == "alpha=" and path and _is_same_file(path, options.image)):
         raise ValueError(
-            "mask is alpha, expected another one with --keep-alpha: the result would be hidden"
+            f"mask is {options.mask}, expected another one with --keep-alpha: the result would be hidden"
         )
     if options.compare:
         raise ValueError(

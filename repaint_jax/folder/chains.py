@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from repaint_jax.files import whole_file
 from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
+from repaint_jax.pictures.blending import faded
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.sampling.keys import keys_of_data
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
@@ -66,7 +67,12 @@ class ChainRunner:
             self._free.put(device)
 
     def __call__(
-        self, name: str, images: NDArray[np.float32], masks: NDArray[np.float32], keys: NDArray[np.uint32]
+        self,
+        name: str,
+        images: NDArray[np.float32],
+        masks: NDArray[np.float32],
+        keys: NDArray[np.uint32],
+        fade: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Inpaint a batch.
 
@@ -78,6 +84,7 @@ class ChainRunner:
             images: the images, [batch_size, H, W, C] in [-1, 1].
             masks: the masks, [batch_size, H, W, 1].
             keys: the data of keys as `seed_key` makes them, [batch_size, 2].
+            fade: the images' weights in the results, [batch_size, H, W, 1], see `blending.faded`.
 
         Returns:
             The inpainted images, [batch_size, H, W, C].
@@ -90,7 +97,7 @@ class ChainRunner:
             while True:
                 rows = self._rows
                 try:
-                    return self._in_parts(name, images, masks, keys, rows, device)
+                    return self._in_parts(name, images, masks, keys, fade, rows, device)
                 except jax.errors.JaxRuntimeError as error:
                     if not any(words in str(error) for words in _OUT_OF_MEMORY):
                         raise
@@ -115,6 +122,7 @@ class ChainRunner:
         images: NDArray[np.float32],
         masks: NDArray[np.float32],
         keys: NDArray[np.uint32],
+        fade: NDArray[np.float32] | None,
         rows: int,
         device: jax.Device,
     ) -> NDArray[np.float32]:
@@ -128,10 +136,14 @@ class ChainRunner:
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
-            image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
+            weights = None if fade is None else fade[chosen]
+            image, mask, key, weights = jax.device_put(
+                (images[chosen], masks[chosen], keys[chosen], weights), device
+            )
             inputs = chain_inputs(latents, image, mask)
             sample = self._chain(name, model_fn, params, inputs, keys_of_data(key))
-            parts.append(np.asarray(chain_pictures(latents, sample, image, mask)))
+            pictures = chain_pictures(latents, sample, image, mask)
+            parts.append(np.asarray(pictures if weights is None else faded(pictures, image, weights)))
         return np.concatenate(parts)[: len(images)]
 
     def _chain(

@@ -26,6 +26,7 @@ from repaint_jax.folder.results import (
     CHAINS,
     LONGEST_NAME,
     Result,
+    divided,
     find_masks,
     is_there,
     name_length,
@@ -41,6 +42,7 @@ from repaint_jax.pictures import batches as pictures
 from repaint_jax.pictures.batches import Look, with_look
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.datasets import name_bytes
+from repaint_jax.pictures.drawn_masks import check_description, picture_and_mask
 from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.checks import check_int
@@ -54,6 +56,7 @@ class Batch(NamedTuple):
     results: Sequence[Result]
     images: NDArray[np.float32]  # [batch_size, H, W, C]
     masks: NDArray[np.float32]  # [batch_size, H, W, 1]
+    fade: NDArray[np.float32] | None  # [batch_size, H, W, 1], the pictures' weights in the results
     keys: NDArray[np.uint32]  # [batch_size, 2], the data of a key for each row
     looks: Mapping[str, Look]  # of the pictures, by their names
     failures: dict[str, str]  # the reason why a picture cannot be used, by its name
@@ -73,6 +76,10 @@ def inpaint_folder(
     resize: bool = False,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
+    invert_mask: bool = False,
+    mask_colour: Colour | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     official_layout: bool = False,
@@ -91,7 +98,10 @@ def inpaint_folder(
         images: the folder of pictures, at any depth, each of the model's size. Links to folders are not
             followed.
         masks: one mask for all pictures, or a folder with a mask for each picture. A mask has the picture's
-            name, with the suffix of any picture format. White keeps a pixel, black inpaints it.
+            name, with the suffix of any picture format. White keeps a pixel, black inpaints it. Or another
+            description of masks as on the command line, which is "half" or "alpha" or "outpaint=8,0,8,0",
+            for example; random masks differ from picture to picture. A file or folder of that name has
+            precedence.
         output: the folder of the results, `NAME.png`, or `NAME-1.png` and so on for several samples. It
             also gets a record of the run's settings, `repaint.json`.
         schedule: the keyword arguments of `RePaintPipeline.set_timesteps`.
@@ -101,6 +111,12 @@ def inpaint_folder(
         resize: whether to resize pictures and masks together to the model's size.
         background: the colour behind transparent pixels, as for a call of the pipeline.
         keep_alpha: whether results get the alpha channel of their picture, if it has one.
+        invert_mask: whether to invert the masks, so that white inpaints and black keeps.
+        mask_colour: the colour that inpaints in the masks, instead of black: a name or code that Pillow
+            knows, a grey level, or red, green and blue from 0 to 255.
+        grow_mask: the number of pixels by which holes grow, as for a call of the pipeline.
+        feather: the number of pixels in which results fade into their pictures, as for a call of the
+            pipeline.
         class_label: the class label of all pictures, see `RePaintPipeline`.
         guidance_scale: the strength of the guidance, see `RePaintPipeline`.
         official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
@@ -133,10 +149,15 @@ def inpaint_folder(
         raise ValueError(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
-    images, masks, output = Path(images), Path(masks), Path(output)
+    images, output = Path(images), Path(output)
     background_colour = rgb(background)
+    kind_of_masks, masks_path = divided(masks)
+    description = kind_of_masks + ("" if masks_path is None else str(masks_path.resolve()))
+    check_description(description, invert=invert_mask, colour=mask_colour)
+    check_int("grow_mask", grow_mask, None)
+    check_int("feather", feather, 0)
     names = pictures_to_inpaint(images)
-    mask_paths = find_masks(masks, images, names)
+    mask_of = find_masks(masks, images, names)
     state = pipe.set_timesteps(**(schedule or {}))
 
     def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
@@ -152,7 +173,7 @@ def inpaint_folder(
         **(described or {}),
         "digest of the model": pipe.digest(),
         "images": str(images.resolve()),
-        "masks": str(masks.resolve()),
+        "masks": description,
         "schedule": dict(schedule or {"num_model_calls": state.num_model_calls}),
         "num_model_calls": state.num_model_calls,
         "seed": seed,
@@ -161,6 +182,10 @@ def inpaint_folder(
         "resize": resize,
         "background": "#{:02x}{:02x}{:02x}".format(*background_colour),
         "keep_alpha": keep_alpha,
+        "invert_mask": invert_mask,
+        "mask_colour": None if mask_colour is None else "#{:02x}{:02x}{:02x}".format(*rgb(mask_colour)),
+        "grow_mask": grow_mask,
+        "feather": feather,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
@@ -186,8 +211,17 @@ def inpaint_folder(
         resize=resize,
         background=background,
         keep_alpha=keep_alpha,
+        grow_mask=grow_mask,
+        feather=feather,
     )
-    load = partial(_load, decode, pipe.image_shape, images, mask_paths, batch_size, seed_key(seed))
+    with_mask = partial(picture_and_mask, invert=invert_mask, colour=mask_colour)
+
+    def read(name: str, key: jax.Array) -> pictures.Batch:
+        if name not in mask_of:
+            raise ValueError("there is no mask of the same name")
+        return decode(*with_mask(mask_of[name], open_image(images / name), key))
+
+    load = partial(_load, read, pipe.image_shape, batch_size, seed_key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
@@ -215,7 +249,7 @@ def _run(
         batch = loaded.result()
         if not batch.missing:
             return batch, batch.images
-        return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys)
+        return batch, chains(str(batch.number), batch.images, batch.masks, batch.keys, batch.fade)
 
     def finish_oldest() -> None:
         batch, samples = computed.popleft().result()
@@ -258,32 +292,34 @@ def _run(
 
 
 def _load(
-    decode: Callable[[Any, Any], pictures.Batch],
+    read: Callable[[str, jax.Array], pictures.Batch],
     image_shape: tuple[int, int, int],
-    images: Path,
-    mask_paths: Mapping[str, Path],
     batch_size: int,
     run_key: jax.Array,
     number: int,
     results: Sequence[Result],
 ) -> Batch:
-    """Read the pictures and masks of a batch."""
+    """Read the pictures and masks of a batch. `read` gets a picture's name and the key of its mask."""
     pixels = np.zeros((batch_size, *image_shape), np.float32)
     holes = np.zeros((batch_size, *image_shape[:2], 1), np.float32)
+    fade = np.zeros_like(holes)
     words = np.zeros((batch_size, 3), np.uint32)
     failures: dict[str, str] = {}
     decoded: dict[str, pictures.Batch] = {}
     for row, (name, sample, path, _) in enumerate(results):
         if name_length(path.name) > LONGEST_NAME:
             failures[name] = f"the name of its result, {path.name}, is too long"
+        digest = hashlib.sha256(name_bytes(name)).digest()
         if name not in decoded and name not in failures:
             try:
-                decoded[name] = _decode(decode, images / name, mask_paths.get(name))
+                of_mask = jax.random.fold_in(run_key, int.from_bytes(digest[8:12], "little"))
+                decoded[name] = read(name, of_mask)
             except Exception as error:  # decoders can raise anything
                 failures[name] = " ".join(str(error).split())
         if name in decoded:
-            (pixels[row],), (holes[row],), _ = decoded[name]
-        digest = hashlib.sha256(name_bytes(name)).digest()
+            (pixels[row],), (holes[row],), _, its_fade = decoded[name]
+            if its_fade is not None:
+                fade[row] = its_fade[0]
         words[row] = *np.frombuffer(digest[:8], "<u4"), sample
     missing = [
         row
@@ -292,7 +328,8 @@ def _load(
     ]
     keys = np.asarray(_keys(run_key, words))
     looks = {name: one.looks[0] for name, one in decoded.items()}
-    return Batch(number, results, pixels, holes, keys, looks, failures, missing)
+    fades = any(one.fade is not None for one in decoded.values())
+    return Batch(number, results, pixels, holes, fade if fades else None, keys, looks, failures, missing)
 
 
 @jax.jit
@@ -303,12 +340,6 @@ def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, len(row), lambda i, key: jax.random.fold_in(key, row[i]), run_key)
 
     return jax.random.key_data(jax.vmap(of_row)(words))
-
-
-def _decode(decode: Callable[[Any, Any], pictures.Batch], image: Path, mask: Path | None) -> pictures.Batch:
-    if mask is None:
-        raise ValueError("there is no mask of the same name")
-    return decode(open_image(image), open_image(mask))
 
 
 def _write(batch: Batch, row: int, pixels: NDArray[np.float32]) -> str | None:

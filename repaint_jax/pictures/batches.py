@@ -10,6 +10,7 @@ from PIL import Image
 
 from repaint_jax.files import warn
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, alpha_channel, in_mode, rgb, upright
+from repaint_jax.pictures.holes import fading, grown
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
     Range,
@@ -22,7 +23,7 @@ from repaint_jax.pictures.images import (
     resize_together,
     resized,
 )
-from repaint_jax.sampling.checks import check_choice
+from repaint_jax.sampling.checks import check_choice, check_int
 
 OUTPUT_TYPES = ("pil", "np", "jax")
 
@@ -40,9 +41,11 @@ class Batch(NamedTuple):
     images: NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
     masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones
     looks: Sequence[Look]  # [N]
+    fade: NDArray[np.float32] | None = None  # [N, H, W, 1]: the pictures' weights in the results
 
 
-PICTURE_OPTIONS = ("resize", "background", "keep_alpha", "input_range")  # of `make_batch`
+# of `make_batch`
+PICTURE_OPTIONS = ("resize", "background", "keep_alpha", "input_range", "grow_mask", "feather")
 
 
 def make_batch(
@@ -54,6 +57,8 @@ def make_batch(
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
     input_range: Range | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
 ) -> Batch:
     """Convert the pictures and masks that a pipeline takes.
 
@@ -66,8 +71,13 @@ def make_batch(
         keep_alpha: whether the looks include the alpha channels of PIL images.
         input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
             UserWarning tells of arrays without a negative value.
+        grow_mask: the number of pixels by which holes grow, or shrink if it is negative.
+        feather: the width of the rim in which results fade into their pictures. The masks of the batch are
+            0 there, too.
     """
     rgb(background)  # raises if it is no colour
+    check_int("grow_mask", grow_mask, None)
+    check_int("feather", feather, 0)
     model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
     images, masks = _as_list("image", image), _as_list("mask_image", mask_image)
     alphas = [_alpha(one, image_shape) if keep_alpha else None for one in images]
@@ -76,7 +86,7 @@ def make_batch(
     if resize:
         images, masks = resize_together(images, masks, image_shape, background)
     pixels = [image_pixels(one, image_shape) for one in images]
-    holes = np.stack([mask_to_array(mask, image_shape) for mask in masks])
+    holes = np.stack([_grown(mask_to_array(mask, image_shape), grow_mask) for mask in masks])
     if len(holes) not in (1, len(pixels)):
         raise ValueError(
             f"mask_image has {len(holes)} masks, expected 1 or one for each of {len(pixels)} images"
@@ -86,7 +96,20 @@ def make_batch(
     if input_range is None:
         is_floating = [one.dtype != np.uint8 for one in pixels]
         _warn_if_none_is_negative(np.stack(arrays)[is_floating], holes[is_floating])
-    return Batch(np.stack(arrays), holes, looks)
+    if feather == 0:
+        return Batch(np.stack(arrays), holes, looks)
+    fade = fading(holes == 0, feather)
+    return Batch(np.stack(arrays), (fade == 1).astype(np.float32), looks, fade)
+
+
+def _grown(mask: NDArray[np.float32], grow_mask: int) -> NDArray[np.float32]:
+    """Grow or shrink the hole of a mask [H, W, 1], or raise ValueError if nothing of it is left."""
+    hole = grown(mask == 0, grow_mask)
+    if not hole.any() and not mask.all():
+        raise ValueError(
+            f"grow_mask is {grow_mask}, which leaves nothing of the hole, expected less shrinking"
+        )
+    return np.where(hole, 0, 1).astype(np.float32)
 
 
 def _in_model_mode(image: Any, image_shape: tuple[int, int, int], background: Colour) -> Any:

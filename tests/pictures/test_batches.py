@@ -21,7 +21,7 @@ def opaque_and_clear() -> Image.Image:
 
 def test_one_background_for_a_whole_batch():
     pictures = [opaque_and_clear(), Image.new("RGB", (2, 2), (10, 20, 30))]
-    images, masks, _ = make_batch(pictures, KEEP, SHAPE)
+    images, masks, *_ = make_batch(pictures, KEEP, SHAPE)
     np.testing.assert_array_equal(images[0, 1, 1], [1, 1, 1])
     np.testing.assert_array_equal(images[0, 0], images[1, 0])
     assert masks.shape == (2, 2, 2, 1)

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from repaint_jax import masks
 from repaint_jax.models.pretrained import bundled_folder
-from repaint_jax.pictures.drawn_masks import painted, read_mask, transparent
+from repaint_jax.pictures.drawn_masks import check_hole, of_colour, painted, picture_and_mask
 from repaint_jax.pictures.images import open_image
 
 KEY = jax.random.key(0)
@@ -19,6 +19,13 @@ SIZE = (6, 4)  # width, height
 @pytest.fixture
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), np.uint8))
+
+
+def read_mask(words: str, picture: Image.Image, key: jax.Array, **options) -> Image.Image:
+    """Return a mask that does not enlarge its picture, and has a hole."""
+    _, mask = picture_and_mask(words, picture, key, **options)
+    check_hole(words, mask)
+    return mask
 
 
 def hole(mask: Image.Image) -> np.ndarray:
@@ -72,7 +79,7 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
     ("words", "message"),
     [
         ("alpha", "mask is alpha, but the picture, of mode RGB, has no transparency"),
-        ("box", "box does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM"),
+        ("box", "box does not exist, expected a picture, alpha, alpha=PATH, box=LEFT,TOP,RIGHT,BOTTOM"),
         ("box=1,2,3", "mask is box=1,2,3, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels"),
         ("box=0,0,7,4", r"box is 0,0,7,4, expected left < right .* within the picture's 6 x 4 pixels"),
         ("box=3,0,3,4", "box is 3,0,3,4, expected left < right"),
@@ -196,6 +203,6 @@ def test_a_picture_on_its_side_and_its_upright_copy_fit(photo):
     mask = painted(on_its_side, painted_copy(photo))
     np.testing.assert_array_equal(np.asarray(mask) == 0, in_box(photo))
     assert read_mask("half", on_its_side, KEY).size == photo.size
-    on_its_side.putalpha(9)
+    on_its_side.putalpha(9)  # nearly transparent
     on_its_side.info["exif"] = exif.tobytes()
-    assert transparent(on_its_side).size == photo.size
+    assert read_mask("alpha", on_its_side, KEY).size == photo.size
