@@ -120,7 +120,9 @@ def feather(mask: jax.Array, radius: int) -> jax.Array:
     """
     _check_mask(mask)
     check_int("radius", radius, 0)
-    eroded = [_smallest(jnp.asarray(mask), 2 * k + 1, 1, "SAME") for k in range(radius + 1)]
+    eroded = [jnp.asarray(mask)]
+    for _ in range(radius):
+        eroded.append(_smallest(eroded[-1], 3, 1, "SAME"))
     return jnp.mean(jnp.stack(eroded), axis=0)
 
 

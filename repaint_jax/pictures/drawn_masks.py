@@ -161,7 +161,9 @@ def of_colour(picture: Image.Image, colour: Colour) -> Image.Image:
     if alpha is not None:
         inpainted &= np.asarray(alpha) >= 128
     if not inpainted.any():
-        raise ValueError(f"mask_colour is {colour}, which no pixel of the mask has")
+        raise ValueError(
+            f"mask_colour is {colour}, which no pixel of the mask has, expected that of its paint"
+        )
     return Image.fromarray(np.where(inpainted, 0, 255).astype(np.uint8))
 
 
