@@ -100,8 +100,9 @@ class RePaintPipeline(DiffusionModel):
             grow_mask: the number of pixels by which the hole grows to each side before it is filled, in
                 pixels of the result. If it is negative, the hole shrinks.
             feather: the number of pixels around the hole in which the result fades into the image, in
-                pixels of the result. The model fills these pixels too, so the whole hole is its work, and
-                pixels farther away are kept exactly. See `masks.feather` for the weights.
+                pixels of the result. The model fills these pixels too, and pixels farther away are kept
+                exactly. The rim lies outside the hole, because inside it the fade would show what is to be
+                removed. The weights of the image are those of `masks.feather`.
             class_labels: one label for all images or one for each, for a class-conditional model, a
                 classifier or both.
             guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
