@@ -104,6 +104,8 @@ def make_batch(
 
 def _grown(mask: NDArray[np.float32], grow_mask: int) -> NDArray[np.float32]:
     """Grow or shrink the hole of a mask [H, W, 1], or raise ValueError if nothing of it is left."""
+    if grow_mask == 0:
+        return mask
     hole = grown(mask == 0, grow_mask)
     if not hole.any() and not mask.all():
         raise ValueError(

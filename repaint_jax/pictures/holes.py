@@ -3,8 +3,6 @@
 These functions are NumPy's, because pictures have many sizes, and each size would compile again in JAX.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,27 +25,24 @@ def fading(holes: NDArray[np.bool_], width: int) -> NDArray[np.float32]:
         width: the number of pixels around a hole with weights between 0 and 1. At a distance d from the
             hole the weight is d / (width + 1). d is the larger of the distances in rows and in columns.
     """
-    steps = np.zeros(holes.shape, np.int32)
-    for larger in _ever_larger(holes, width):
-        steps += ~larger
-    return (steps / (width + 1)).astype(np.float32)
-
-
-def _ever_larger(holes: NDArray[np.bool_], times: int) -> Iterator[NDArray[np.bool_]]:
-    yield holes
-    for _ in range(times):
-        holes = _near(holes, 1)
-        yield holes
+    weights = np.where(holes, 0, 1).astype(np.float32)
+    for distance in range(1, min(width, max(holes.shape[-3:-1])) + 1):
+        larger = _near(holes, 1)
+        weights[larger & ~holes] = distance / (width + 1)
+        holes = larger
+    return weights
 
 
 def _near(places: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     """Return where a place is at most some pixels away, in rows and in columns."""
     for axis in (-3, -2):
-        length = places.shape[axis]
-        before = np.zeros_like(np.take(places, [0], axis), np.int32)
-        counts = np.concatenate([before, np.cumsum(places, axis, dtype=np.int32)], axis)
-        each = np.arange(length)
-        reach = min(pixels, length)
-        first, end = np.maximum(each - reach, 0), np.minimum(each + reach + 1, length)
-        places = np.take(counts, end, axis) > np.take(counts, first, axis)
+        places = np.moveaxis(places, axis, 0)
+        pixels_here, reach = min(pixels, len(places)), 0
+        while reach < pixels_here:
+            step = min(reach + 1, pixels_here - reach)  # a longer one would leave gaps at the edge
+            larger = places.copy()
+            larger[step:] |= places[:-step]
+            larger[:-step] |= places[step:]
+            places, reach = larger, reach + step
+        places = np.moveaxis(places, 0, axis)
     return places
