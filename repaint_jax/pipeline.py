@@ -56,6 +56,8 @@ class RePaintPipeline(DiffusionModel):
         background: Colour = DEFAULT_BACKGROUND,
         keep_alpha: bool = False,
         input_range: Range | None = None,
+        grow_mask: int = 0,
+        feather: int = 0,
         class_labels: Any = None,
         guidance_scale: float = 1.0,
         null_label: int | None = None,
@@ -113,6 +115,12 @@ class RePaintPipeline(DiffusionModel):
             keep_alpha: whether PIL results get the alpha channel of their image, if it has one.
             input_range: the values of black and white in floating arrays: (0, 1) for arrays in [0, 1]. If
                 None, these are -1 and 1, and a UserWarning tells of arrays without a negative value.
+            grow_mask: the number of pixels by which the hole grows to each side before it is filled, in
+                pixels of the result. If it is negative, the hole shrinks.
+            feather: the number of pixels around the hole in which the result fades into the image, in
+                pixels of the result. The model fills these pixels too, and pixels farther away are kept
+                exactly. The rim lies outside the hole, because inside it the fade would show what is to be
+                removed. The weights of the image are those of `masks.feather`.
             class_labels: one label for all images or one for each, for a class-conditional model, a
                 classifier or both.
             guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
@@ -146,6 +154,8 @@ class RePaintPipeline(DiffusionModel):
             background=background,
             keep_alpha=keep_alpha,
             input_range=input_range,
+            grow_mask=grow_mask,
+            feather=feather,
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             null_label=null_label,
@@ -179,8 +189,9 @@ class RePaintPipeline(DiffusionModel):
 
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.
-            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `class_labels`,
-                `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
+            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `grow_mask`,
+                `feather`, `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as
+                for a call of the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.

@@ -82,6 +82,17 @@ def test_a_latent_pipeline_does_what_the_recipe_says(latent_pipe) -> None:
     np.testing.assert_allclose(result, np.where(MASK == 1, IMAGE, np.clip(expected, -1, 1)), atol=3e-3)
 
 
+def test_the_result_of_a_latent_pipeline_fades_into_its_picture(latent_pipe) -> None:
+    larger = latent_pipe(IMAGE, MASK, **CALLS, output_type="jax", grow_mask=1).images[0]
+    soft = np.asarray(latent_pipe(IMAGE, MASK, **CALLS, output_type="jax", feather=1).images[0])
+    weights = np.pad(np.zeros((4, 6)), 1, constant_values=0.5)[..., None]
+    expected = IMAGE.copy()
+    expected[1:7, 5:13] = weights * IMAGE[1:7, 5:13] + (1 - weights) * np.asarray(larger)[1:7, 5:13]
+    np.testing.assert_allclose(soft, expected, atol=1e-5)
+    outside = np.pad(weights, ((1, 1), (5, 3), (0, 0)), constant_values=1) == 1
+    np.testing.assert_array_equal(soft[outside[..., 0]], IMAGE[outside[..., 0]])
+
+
 def test_known_pixels_come_back_exactly_and_what_is_in_the_hole_does_not_matter(latent_pipe) -> None:
     other = np.where(MASK == 1, IMAGE, np.nan)
     results = [latent_pipe(one, MASK, **CALLS, output_type="jax").images for one in (IMAGE, other)]

@@ -23,7 +23,7 @@ from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models import UNet2DConfig, pretrained
 from repaint_jax.pictures.colours import rgb
 from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
-from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.pictures.drawn_masks import check_hole, file_of_mask, picture_and_mask
 from repaint_jax.pictures.fillings import PICTURE_OPTIONS
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
@@ -89,7 +89,8 @@ def inpaint(options: argparse.Namespace) -> int:
     written = [("--output", output) for output in outputs]
     if options.preview is not None:
         written.append(("--preview", options.preview))
-    taken = [options.image, Path(options.mask.removeprefix("painted="))]
+    _, mask_file = file_of_mask(options.mask)
+    taken = [options.image] if mask_file is None else [options.image, mask_file]
     for option, path in written:
         _check_output(option, path)
         if any(_is_same_file(path, other) for other in taken):
@@ -104,11 +105,24 @@ def inpaint(options: argparse.Namespace) -> int:
             "another schedule"
         )
     image = open_image(options.image)
-    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
+    image, mask = picture_and_mask(
+        options.mask,
+        image,
+        seed_key(options.seed),
+        invert=options.invert_mask,
+        colour=options.mask_colour,
+    )
+    check_hole(options.mask, mask)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
-    reading = {"fit": options.fit, "context": options.context, "background": options.background}
+    reading = {
+        "fit": options.fit,
+        "context": options.context,
+        "background": options.background,
+        "grow_mask": options.grow_mask,
+        "feather": options.feather,
+    }
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
         save_picture(_comparison(options, pipe, image, mask, {**reading, **guidance}), options.output)
@@ -200,6 +214,10 @@ def folder(options: argparse.Namespace) -> int:
         context=options.context,
         background=options.background,
         keep_alpha=options.keep_alpha,
+        invert_mask=options.invert_mask,
+        mask_colour=options.mask_colour,
+        grow_mask=options.grow_mask,
+        feather=options.feather,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,
@@ -426,9 +444,10 @@ def _is_same_file(path: Path, other: Path) -> bool:
 def _check_keeps_alpha(options: argparse.Namespace) -> None:
     """Raise if `inpaint` with --keep-alpha could not show its result."""
     _check_output("--output", options.output, _WITH_ALPHA)
-    if options.mask == "alpha":
+    prefix, path = file_of_mask(options.mask)
+    if options.mask == "alpha" or (prefix == "alpha=" and path and _is_same_file(path, options.image)):
         raise ValueError(
-            "mask is alpha, expected another one with --keep-alpha: the result would be hidden"
+            f"mask is {options.mask}, expected another one with --keep-alpha: the result would be hidden"
         )
     if options.compare:
         raise ValueError(

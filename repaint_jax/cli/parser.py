@@ -76,13 +76,12 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "mask",
         metavar="MASK",
         help="a picture, in which white keeps and black inpaints; or 'alpha' (inpaint the transparent "
-        "pixels of IMAGE), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (inpaint where PICTURE, a "
-        "copy of IMAGE, was painted over in another colour), or a mask of the paper: "
-        f"{', '.join(masks.NAMES)}",
+        "pixels of IMAGE), alpha=PICTURE (those of another picture), box=LEFT,TOP,RIGHT,BOTTOM in pixels, "
+        "painted=PICTURE (inpaint where PICTURE, a copy of IMAGE, was painted over in another colour), "
+        "outpaint=LEFT,TOP,RIGHT,BOTTOM (enlarge IMAGE by pixels at each side, and inpaint them), or a "
+        f"mask of the paper: {', '.join(masks.NAMES)}",
     )
-    inpaint.add_argument(
-        "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
-    )
+    _add_mask_options(inpaint)
     inpaint.add_argument(
         "-o",
         "--output",
@@ -137,11 +136,12 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     folder.add_argument(
         "masks",
-        type=Path,
         metavar="MASKS",
-        help="folder of masks with the names of the pictures, or one mask for all",
+        help="folder of masks with the names of the pictures, or one mask for all; or another MASK of "
+        "repaint-jax inpaint for each picture, where alpha=FOLDER and painted=FOLDER take a folder, too",
     )
     folder.add_argument("output", type=Path, metavar="OUT", help="folder for the results")
+    _add_mask_options(folder)
     folder.add_argument(
         "--batch-size",
         type=int,
@@ -388,6 +388,33 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, default=1.0, help="strength of the classifier's guidance"
     )
     _add_dtype(parser)
+
+
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
+    )
+    parser.add_argument(
+        "--mask-colour",
+        metavar="COLOUR",
+        help="inpaint the pixels of this colour in the mask's picture, instead of black ones: a name, or a "
+        "code such as #ff0000",
+    )
+    parser.add_argument(
+        "--grow-mask",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="grow the hole by pixels of the result to each side; a negative number shrinks it",
+    )
+    parser.add_argument(
+        "--feather",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="let the result fade into the picture in so many pixels around the hole; these are inpainted, "
+        "too, and do not stay exactly as they were",
+    )
 
 
 def _add_background(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from repaint_jax.folder.results import (
     CHAINS,
     LONGEST_NAME,
     Result,
+    divided,
     find_masks,
     is_there,
     name_length,
@@ -40,6 +41,7 @@ from repaint_jax.models.guidance import checked_labels
 from repaint_jax.pictures.batches import Look, with_look
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.datasets import name_bytes
+from repaint_jax.pictures.drawn_masks import check_description, picture_and_mask
 from repaint_jax.pictures.fillings import Filling, Row
 from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT
@@ -73,6 +75,10 @@ def inpaint_folder(
     context: float = DEFAULT_CONTEXT,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
+    invert_mask: bool = False,
+    mask_colour: Colour | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     official_layout: bool = False,
@@ -90,7 +96,10 @@ def inpaint_folder(
         pipe: the model.
         images: the folder of pictures, at any depth. Links to folders are not followed.
         masks: one mask for all pictures, or a folder with a mask for each picture. A mask has the picture's
-            name, with the suffix of any picture format. White keeps a pixel, black inpaints it.
+            name, with the suffix of any picture format. White keeps a pixel, black inpaints it. Or another
+            description of masks as on the command line, which is "half" or "alpha" or "outpaint=8,0,8,0",
+            for example; random masks differ from picture to picture. A file or folder of that name has
+            precedence.
         output: the folder of the results, `NAME.png`, or `NAME-1.png` and so on for several samples. It
             also gets a record of the run's settings, `repaint.json`.
         schedule: the keyword arguments of `RePaintPipeline.set_timesteps`.
@@ -101,6 +110,12 @@ def inpaint_folder(
         context: what a window shows around a hole with fit="crop", as for a call of the pipeline.
         background: the colour behind transparent pixels, as for a call of the pipeline.
         keep_alpha: whether results get the alpha channel of their picture, if it has one.
+        invert_mask: whether to invert the masks, so that white inpaints and black keeps.
+        mask_colour: the colour that inpaints in the masks, instead of black: a name or code that Pillow
+            knows, a grey level, or red, green and blue from 0 to 255.
+        grow_mask: the number of pixels by which holes grow, as for a call of the pipeline.
+        feather: the number of pixels in which results fade into their pictures, as for a call of the
+            pipeline.
         class_label: the class label of all pictures, see `RePaintPipeline`.
         guidance_scale: the strength of the guidance, see `RePaintPipeline`.
         official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
@@ -133,10 +148,15 @@ def inpaint_folder(
         raise ValueError(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
-    images, masks, output = Path(images), Path(masks), Path(output)
+    images, output = Path(images), Path(output)
     background_colour = rgb(background)
+    kind_of_masks, masks_path = divided(masks)
+    description = kind_of_masks + ("" if masks_path is None else str(masks_path.resolve()))
+    check_description(description, invert=invert_mask, colour=mask_colour)
+    check_int("grow_mask", grow_mask, None)
+    check_int("feather", feather, 0)
     names = pictures_to_inpaint(images)
-    mask_paths = find_masks(masks, images, names)
+    mask_of = find_masks(masks, images, names)
     state = pipe.set_timesteps(**(schedule or {}))
 
     def model_of(rows: int) -> tuple[Callable[..., jax.Array], Any]:
@@ -152,7 +172,7 @@ def inpaint_folder(
         **(described or {}),
         "digest of the model": pipe.digest(),
         "images": str(images.resolve()),
-        "masks": str(masks.resolve()),
+        "masks": description,
         "schedule": dict(schedule or {"num_model_calls": state.num_model_calls}),
         "num_model_calls": state.num_model_calls,
         "seed": seed,
@@ -162,6 +182,10 @@ def inpaint_folder(
         "context": context,
         "background": "#{:02x}{:02x}{:02x}".format(*background_colour),
         "keep_alpha": keep_alpha,
+        "invert_mask": invert_mask,
+        "mask_colour": None if mask_colour is None else "#{:02x}{:02x}{:02x}".format(*rgb(mask_colour)),
+        "grow_mask": grow_mask,
+        "feather": feather,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
@@ -182,9 +206,22 @@ def inpaint_folder(
     ]
 
     make_filling = pipe.filling_maker(
-        state, fit=fit, context=context, background=background, keep_alpha=keep_alpha
+        state,
+        fit=fit,
+        context=context,
+        background=background,
+        keep_alpha=keep_alpha,
+        grow_mask=grow_mask,
+        feather=feather,
     )
-    load = partial(_load, make_filling, images, mask_paths, seed_key(seed))
+    with_mask = partial(picture_and_mask, invert=invert_mask, colour=mask_colour)
+
+    def read(name: str, key: jax.Array) -> Filling:
+        if name not in mask_of:
+            raise ValueError("there is no mask of the same name")
+        return make_filling(*with_mask(mask_of[name], open_image(images / name), key))
+
+    load = partial(_load, read, seed_key(seed))
     chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
@@ -291,26 +328,25 @@ def _keys_of_windows(keys: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def _load(
-    make_filling: Callable[[Any, Any], Filling],
-    images: Path,
-    mask_paths: Mapping[str, Path],
+    read: Callable[[str, jax.Array], Filling],
     run_key: jax.Array,
     number: int,
     results: Sequence[Result],
 ) -> Batch:
-    """Read the pictures and masks of a batch."""
+    """Read the pictures and masks of a batch. `read` gets a picture's name and the key of its mask."""
     words = np.zeros((len(results), 3), np.uint32)
     failures: dict[str, str] = {}
     decoded: dict[str, Filling] = {}
     for position, (name, sample, path, _) in enumerate(results):
         if name_length(path.name) > LONGEST_NAME:
             failures[name] = f"the name of its result, {path.name}, is too long"
+        digest = hashlib.sha256(name_bytes(name)).digest()
         if name not in decoded and name not in failures:
             try:
-                decoded[name] = _decode(make_filling, images / name, mask_paths.get(name))
+                of_mask = jax.random.fold_in(run_key, int.from_bytes(digest[8:12], "little"))
+                decoded[name] = read(name, of_mask)
             except Exception as error:  # decoders can raise anything
                 failures[name] = " ".join(str(error).split())
-        digest = hashlib.sha256(name_bytes(name)).digest()
         words[position] = *np.frombuffer(digest[:8], "<u4"), sample
     missing = [
         position
@@ -329,12 +365,6 @@ def _keys(run_key: jax.Array, words: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, len(row), lambda i, key: jax.random.fold_in(key, row[i]), run_key)
 
     return jax.random.key_data(jax.vmap(of_row)(words))
-
-
-def _decode(make_filling: Callable[[Any, Any], Filling], image: Path, mask: Path | None) -> Filling:
-    if mask is None:
-        raise ValueError("there is no mask of the same name")
-    return make_filling(open_image(image), open_image(mask))
 
 
 def _write(batch: Batch, number: int) -> str | None:

@@ -15,12 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, make_canvases, with_look
+from repaint_jax.pictures.blending import faded
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
 from repaint_jax.sampling.checks import check_choice
 
 FITS = ("exact", "resize", "crop", "native")
-PICTURE_OPTIONS = ("fit", "context", "background", "keep_alpha", "input_range")  # of `make_filling`
+PICTURE_OPTIONS = (
+    "fit",
+    "context",
+    "background",
+    "keep_alpha",
+    "input_range",
+    "grow_mask",
+    "feather",
+)  # of `make_filling`
 WINDOWS_AT_ONCE = 16  # in a batch of a chain, so that any number of windows fits the memory
 
 
@@ -80,6 +89,11 @@ class WholePictures:
         return self._batch.images[pictures], self._batch.masks[pictures]
 
     def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
+        fades = [fade for fade in self._batch.fades if fade is not None]
+        if fades:
+            images, _ = self.cut(rows)
+            weights = np.stack(fades)[[row.result // self._num_samples for row in rows]]
+            samples = faded(samples, jnp.asarray(images), jnp.asarray(weights))
         self._samples = samples
 
     def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
@@ -163,7 +177,7 @@ class WindowedPictures:
             )
 
     def output(self, output_type: str) -> Any:
-        pixels = [canvas.pixels for canvas in self._canvases]
+        pixels = [canvas.faded() for canvas in self._canvases]
         if output_type == "pil":
             pictures = (
                 uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels

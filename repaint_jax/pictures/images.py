@@ -236,7 +236,10 @@ def grey_mask(mask: Image.Image) -> Image.Image:
     """
     alpha = alpha_channel(mask)
     if alpha is not None and np.asarray(alpha).min(initial=255) < 255:
-        raise ValueError("mask has transparent pixels, expected black and white ones")
+        raise ValueError(
+            "mask has transparent pixels, expected black and white ones; to fill the transparent ones, "
+            "give mask.convert('RGBA').getchannel('A'), or alpha=PICTURE on the command line"
+        )
     return in_mode("mask", mask, "L")
 
 

@@ -46,10 +46,17 @@ class Canvas:
     Args:
         pixels: [H, W, C], uint8, or floating in [-1, 1]. They are not changed.
         mask: [H, W, 1] of zeros and ones; 0 is filled.
+        fade: the picture's weights in what `faded` returns, [H, W, 1], or None.
     """
 
-    def __init__(self, pixels: NDArray[Any], mask: NDArray[np.floating]):
-        self.pixels = pixels
+    def __init__(
+        self,
+        pixels: NDArray[Any],
+        mask: NDArray[np.floating],
+        fade: NDArray[np.float32] | None = None,
+    ):
+        self.pixels = self._original = pixels
+        self._fade = fade
         self._known = mask[..., 0] == 1
         self._shared = True  # with other canvases, until the first window is put back
 
@@ -60,10 +67,23 @@ class Canvas:
 
     def copy(self) -> "Canvas":
         """Return a canvas of its own with the same pixels."""
+        self._shared = True
         new = object.__new__(Canvas)
-        new.pixels, new._known = self.pixels, self._known
-        new._shared = self._shared = True
+        new.__dict__.update(self.__dict__)
         return new
+
+    def faded(self) -> NDArray[Any]:
+        """Return the pixels, in which what was filled fades into the picture."""
+        if self._fade is None or self.pixels is self._original:
+            return self.pixels
+        between = (self._fade > 0) & (self._fade < 1)
+        rows, columns, _ = np.nonzero(between)
+        weights = self._fade[rows, columns]
+        filled, before = (_floating(pixels[rows, columns]) for pixels in (self.pixels, self._original))
+        mixed = filled + weights * (before - filled)
+        result = self.pixels.copy()
+        result[rows, columns] = array_to_uint8(mixed) if result.dtype == np.uint8 else mixed
+        return result
 
     def whole(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the picture [H, W, C] in [-1, 1] and its mask [H, W, 1]."""

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """Return a parameter as a Python int, or raise if it is not an integer of at least `minimum`."""
+def check_int(name: str, value: Any, minimum: int | None) -> int:
+    """Return a parameter as a Python int, or raise if it is not an integer, or is below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < minimum:
+    if minimum is not None and value < minimum:
         raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
     return int(value)
 
