@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from repaint_jax.sampling.checks import check_mapping
+
 
 def known_options(
     cls: Any, config: Mapping[str, Any], what: str, ignored: Collection[str]
@@ -19,6 +21,7 @@ def known_options(
     Raises:
         ValueError: an option is unknown, and is not off (null or false). The message names it.
     """
+    check_mapping("config", config)
     fields = {field.name for field in dataclasses.fields(cls)}
     for name, value in config.items():
         harmless = name.startswith("_") or name in ignored or value is None or value is False

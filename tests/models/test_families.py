@@ -143,6 +143,60 @@ def test_what_is_not_supported_is_named(file, message, tmp_path: Path) -> None:
     assert sentence_of(lambda: read_scheduler(tmp_path)) == f"{path}: {message}"
 
 
+NUMBERS = {EDM: ("sigma_min", "sigma_max", "rho", "sigma_data"), Flow: ("shift",)}
+NUMBERS[ScoreVE] = ("sigma_min", "sigma_max")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in NUMBERS.items() for name in names]
+)
+def test_what_is_no_positive_number_in_a_file_is_named(family, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    for value in ("1", True, float("nan"), [1.0], {}):
+        path.write_text(json.dumps({"_class_name": family.class_name, name: value}))
+        expected = f"{path}: {name} is {value!r}, expected a positive number"
+        assert sentence_of(lambda: read_scheduler(tmp_path)) == expected
+        with pytest.raises((TypeError, ValueError), match=f"^{name} is .*, expected a positive number$"):
+            family(**{name: value})
+
+
+@pytest.mark.parametrize("family", NUMBERS)
+@pytest.mark.parametrize("value", [1.5, "9", 0, True, [9]])
+def test_a_number_of_levels_in_a_file_is_a_positive_integer(family, value, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": family.class_name, "num_train_timesteps": value}))
+    sentence = sentence_of(lambda: read_scheduler(tmp_path))
+    assert sentence.startswith(f"{path}: num_train_timesteps is {value!r}, expected an integer")
+
+
+def test_numbers_of_any_type_make_equal_families_of_equal_text() -> None:
+    one, other = EDM(sigma_max=80, sigma_data=np.float32(0.5)), EDM()
+    assert (one, repr(one), one.to_dict()) == (other, repr(other), other.to_dict())
+
+
+@pytest.mark.parametrize("class_name", ["FooScheduler", "LCMScheduler", "ScoreSdeVpScheduler"])
+def test_a_class_that_is_not_read_brings_those_that_are(class_name: str, tmp_path: Path) -> None:
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": class_name}))
+    sentence = sentence_of(lambda: read_scheduler(tmp_path))
+    assert f"the scheduler's config is of a {class_name}, expected a scheduler with betas" in sentence
+    families = [family.class_name for family in (EDM, Flow, ScoreVE)]
+    for name in ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler", *families):
+        assert name in sentence
+    for family in families:
+        (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": family}))
+        assert f"or in a model's folder one of {', '.join(families)}" in sentence_of(
+            lambda: rp.RePaintSchedulerConfig.from_pretrained(tmp_path)
+        )
+
+
+@pytest.mark.parametrize("class_name", [["EDMEulerScheduler"], {}, 3])
+def test_a_class_name_that_is_no_text_is_refused(class_name, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": class_name}))
+    expected = f"{path}: _class_name is {class_name!r}, expected the name of a scheduler"
+    assert sentence_of(lambda: read_scheduler(tmp_path)) == expected
+
+
 @pytest.mark.parametrize("family", [EDM(noise_scale=250.0), Flow(), ScoreVE()], ids=repr)
 def test_a_pipeline_of_a_family_is_saved_and_loaded(
     family: Family, unet, image, mask, tmp_path: Path
