@@ -28,9 +28,8 @@ from repaint_jax.sampling.checks import (
     check_choice,
     check_number,
     check_positive,
-    described,
 )
-from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.config import RePaintSchedulerConfig, check_config
 from repaint_jax.sampling.keys import working_dtype
 
 # network(params, x, level, *conditions) -> output, where level is sigma, a function of it, a time or a
@@ -242,8 +241,7 @@ def _checked(
     name: str, network: Network, config: RePaintSchedulerConfig, prediction_type: str = "sample"
 ) -> tuple[Network, RePaintSchedulerConfig]:
     check_callable(name, network)
-    if not isinstance(config, RePaintSchedulerConfig):
-        raise TypeError(f"config is {described(config)}, expected a RePaintSchedulerConfig")
+    check_config(config)
     if config.prediction_type != prediction_type:
         raise ValueError(
             f"prediction_type is {config.prediction_type!r}, expected {prediction_type!r}, the prediction "

@@ -346,6 +346,12 @@ class RePaintSchedulerConfig:
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
+def check_config(config: object) -> None:
+    """Raise if a value is no `RePaintSchedulerConfig`."""
+    if not isinstance(config, RePaintSchedulerConfig):
+        raise TypeError(f"config is {described(config)}, expected a RePaintSchedulerConfig")
+
+
 def check_sigma_range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
     """Return the smallest and the largest noise level as floats, or raise if they do not rise."""
     low, high = check_positive("sigma_min", sigma_min), check_positive("sigma_max", sigma_max)
