@@ -72,8 +72,11 @@ def load_unet2d(
         ValueError: a file is damaged, or its tensors do not fit the architecture.
     """
     inner = "" if subfolder is None else Path(subfolder).as_posix()
-    folder = download_model(path_or_repo, (inner,), (), Hub(revision, token, cache_dir), variant) / inner
-    return _load_folder(UNet2D, "UNet2DModel", folder, dtype, variant)
+    hub = Hub(revision, token, cache_dir)
+    config_name = f"{inner}/{CONFIG_NAME}" if inner else CONFIG_NAME
+    read_unet2d_config(local_folder(path_or_repo, [config_name], hub) / inner)  # before weights are fetched
+    folder = download_model(path_or_repo, (inner,), (), hub, variant) / inner
+    return _load_folder(UNet2D, read_unet2d_config(folder), folder, dtype, variant)
 
 
 def save_unet2d(module: UNet2D, folder: StrPath, *, dtype: Any = np.float32) -> None:
@@ -89,7 +92,10 @@ def save_unet2d(module: UNet2D, folder: StrPath, *, dtype: Any = np.float32) -> 
 
 def load_unet2d_classifier(folder: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Load a classifier that `save_unet2d_classifier` saved; `load_unet2d` describes the arguments."""
-    return _load_folder(UNet2DClassifier, "UNet2DClassifier", download_model(folder, ("",)), dtype)
+    read_unet2d_config(local_folder(folder, [CONFIG_NAME]), "UNet2DClassifier")
+    folder = download_model(folder, ("",))
+    config = read_unet2d_config(folder, "UNet2DClassifier")
+    return _load_folder(UNet2DClassifier, config, folder, dtype)
 
 
 def save_unet2d_classifier(module: UNet2DClassifier, folder: StrPath, *, dtype: Any = np.float32) -> None:
@@ -168,14 +174,22 @@ def _other_variants(names: Iterable[str]) -> str:
     return f"; there are weights of variant={' and variant='.join(variants)}" if variants else ""
 
 
-def _load_folder(
-    cls: type[UNet], class_name: str, folder: Path, dtype: Any, variant: str | None = None
-) -> UNet:
+def read_unet2d_config(folder: Path, class_name: str = "UNet2DModel") -> UNet2DConfig:
+    """Read the `config.json` in a folder.
+
+    Raises:
+        ValueError: it is of a model of another class, or has an option that is not supported.
+    """
     config_path = folder / CONFIG_NAME
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
         raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
-    config = UNet2DConfig.from_file(config_path)
+    return UNet2DConfig.from_file(config_path)
+
+
+def _load_folder(
+    cls: type[UNet], config: UNet2DConfig, folder: Path, dtype: Any, variant: str | None = None
+) -> UNet:
     weights, source = open_weights(folder, variant)
     return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
 

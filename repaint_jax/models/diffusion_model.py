@@ -15,7 +15,13 @@ from repaint_jax.files import StrPath
 from repaint_jax.models.adapters import nnx_model_fn
 from repaint_jax.models.autoencoder import Autoencoder
 from repaint_jax.models.classifier import UNet2DClassifier
-from repaint_jax.models.families import Family, Scheduler, config_of, model_fn_of
+from repaint_jax.models.families import (
+    Family,
+    Scheduler,
+    check_time_embedding,
+    config_of,
+    model_fn_of,
+)
 from repaint_jax.models.guidance import Classifier, guided_model
 from repaint_jax.models.latents import LatentSpace
 from repaint_jax.models.pretrained import load_classifier, load_pretrained, save_pretrained
@@ -125,8 +131,10 @@ class DiffusionModel:
 
         Raises:
             TypeError: if autoencoder is no `AutoencoderKL` and no `VQModel`.
-            ValueError: if the autoencoder's latents do not have the model's channels.
+            ValueError: if the autoencoder's latents do not have the model's channels, or the model's time
+                embedding does not go with the scheduler.
         """
+        check_time_embedding(unet.config, scheduler)
         network, params = nnx_model_fn(unet)
         config = config_of(scheduler)
         family = scheduler if isinstance(scheduler, Family) else None

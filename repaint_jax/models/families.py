@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.files import read_config, read_json, write_json
 from repaint_jax.models.denoisers import edm_model_fn, flow_model_fn, score_model_fn, sigmas_of
+from repaint_jax.models.unet2d_config import UNet2DConfig
 from repaint_jax.sampling.checks import check_int, check_mapping, check_positive
 from repaint_jax.sampling.config import CONFIG_NAME, RePaintSchedulerConfig, check_sigma_range
 
@@ -236,6 +237,35 @@ def config_of(scheduler: Scheduler) -> RePaintSchedulerConfig:
 def model_fn_of(scheduler: Scheduler, network: NetworkFn) -> NetworkFn:
     """Return the `model_fn` for `config_of(scheduler)`: the network itself if it has no family."""
     return scheduler.model_fn(network) if isinstance(scheduler, Family) else network
+
+
+def check_time_embedding(unet: UNet2DConfig, scheduler: Scheduler) -> None:
+    """Raise if a network cannot be told the levels of a scheduler.
+
+    A Fourier embedding takes the logarithm of what the network is told: a noise level or a time. Timestep 0
+    and the ln(sigma)/4 of EDM have none. A learned embedding has a row for each timestep.
+    """
+    family = scheduler if isinstance(scheduler, Family) else None
+    found = "one with betas" if family is None else family.to_dict()["_class_name"]
+    if unet.time_embedding_type == "fourier" and (family is None or isinstance(family, EDM)):
+        raise ValueError(
+            f"time_embedding_type is 'fourier', expected a scheduler such as {ScoreVE.class_name}, "
+            f"not {found}: the network takes the logarithm of what it is told, which must be a "
+            "positive number"
+        )
+    if unet.time_embedding_type != "learned" or unet.num_train_timesteps is None:
+        return
+    if family is not None:
+        raise ValueError(
+            f"time_embedding_type is 'learned', expected a scheduler with betas, not {found}: the "
+            "network has an embedding for each timestep"
+        )
+    levels = config_of(scheduler).num_train_timesteps
+    if unet.num_train_timesteps < levels:
+        raise ValueError(
+            f"num_train_timesteps of the network is {unet.num_train_timesteps}, expected at least the "
+            f"{levels} of the scheduler: time_embedding_type is 'learned'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

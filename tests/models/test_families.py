@@ -1,5 +1,6 @@
 """Families of networks on continuous noise levels: the networks' calls, the loss's weights, the files."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_files import SCHEDULER, edit_json, sentence_of
+from model_files import SCHEDULER, WEIGHTS, edit_json, sentence_of
 from PIL import Image
 
 import repaint_jax as rp
@@ -21,7 +22,7 @@ from repaint_jax.models.families import (
     read_scheduler,
     write_scheduler,
 )
-from repaint_jax.models.pretrained import load_pretrained
+from repaint_jax.models.pretrained import load_pretrained, save_pretrained
 
 FAMILIES: list[Family] = [
     EDM(),
@@ -220,6 +221,56 @@ def test_digests_tell_families_apart(unet) -> None:
 def test_a_folder_s_scheduler_may_be_changed_to_a_family_by_hand(folder: Path) -> None:
     edit_json(folder / SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler", shift=2.0)
     assert load_pretrained(folder).scheduler == Flow(shift=2.0)
+
+
+FOURIER = {"time_embedding_type": "fourier"}
+LEARNED = {"time_embedding_type": "learned", "num_train_timesteps": 9}
+NOT_POSITIVE = ": the network takes the logarithm of what it is told, which must be a positive number"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheduler", "message"),
+    [
+        (FOURIER, rp.RePaintSchedulerConfig(), f"not one with betas{NOT_POSITIVE}"),
+        (FOURIER, EDM(), f"not EDMEulerScheduler{NOT_POSITIVE}"),
+        (FOURIER, EDM(noise_scale=250.0), f"not ScaledEDMScheduler{NOT_POSITIVE}"),
+        (
+            LEARNED,
+            Flow(),
+            "not FlowMatchEulerDiscreteScheduler: the network has an embedding for each time",
+        ),
+        (LEARNED, rp.RePaintSchedulerConfig(), "is 9, expected at least the 1000 of the scheduler"),
+    ],
+)
+def test_a_time_embedding_that_cannot_take_the_levels_is_refused(
+    random_unet, unet_config, changes: dict, scheduler, message: str, tmp_path: Path
+) -> None:
+    unet = random_unet(dataclasses.replace(unet_config, **changes))
+    in_python = sentence_of(lambda: rp.RePaintPipeline.from_unet2d(unet, scheduler))
+    assert message in in_python
+    save_pretrained(tmp_path, unet, scheduler)
+    (tmp_path / "unet" / WEIGHTS).unlink()  # they are not read
+    sentence = sentence_of(lambda: rp.RePaintPipeline.from_pretrained(tmp_path))
+    assert sentence == f"{tmp_path / 'unet' / 'config.json'}: {in_python}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheduler"),
+    [
+        (FOURIER, ScoreVE(num_train_timesteps=50)),
+        (FOURIER, Flow(num_train_timesteps=50)),
+        (LEARNED, rp.RePaintSchedulerConfig(9, beta_start=0.3, beta_end=0.9)),
+        (LEARNED, rp.RePaintSchedulerConfig(8, beta_start=0.3, beta_end=0.9)),
+    ],
+)
+def test_a_time_embedding_that_takes_the_levels_has_a_finite_chain(
+    random_unet, unet_config, changes: dict, scheduler, image, mask
+) -> None:
+    pipe = rp.RePaintPipeline.from_unet2d(
+        random_unet(dataclasses.replace(unet_config, **changes)), scheduler
+    )
+    filled = pipe(image, mask, num_model_calls=8, key=jax.random.key(0), output_type="jax").images
+    assert np.isfinite(filled).all()
 
 
 @pytest.mark.slow
