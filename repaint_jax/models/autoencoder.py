@@ -10,7 +10,7 @@ from flax import nnx
 from repaint_jax.models.autoencoder_blocks import Codebook, Decoder, Encoder
 from repaint_jax.models.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, VQModelConfig
 from repaint_jax.models.tiling import in_windows
-from repaint_jax.sampling.checks import check_floating, check_int
+from repaint_jax.sampling.checks import check_floating, check_int, kind_of
 
 
 class Autoencoder(nnx.Module):
@@ -187,12 +187,6 @@ def check_autoencoder(autoencoder: object) -> None:
     """Raise a TypeError if something is neither an `AutoencoderKL` nor a `VQModel`."""
     if not isinstance(autoencoder, AutoencoderKL | VQModel):
         raise TypeError(
-            f"autoencoder is {_described(autoencoder)}, expected an AutoencoderKL or a VQModel, or its "
+            f"autoencoder is {kind_of(autoencoder)}, expected an AutoencoderKL or a VQModel, or its "
             "folder or repository"
         )
-
-
-def _described(value: object) -> str:
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return repr(value) if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from repaint_jax.files import Hub, StrPath, local_folder, read_json
+from repaint_jax.files import Hub, StrPath, inner_path, local_folder, read_json
 from repaint_jax.models.autoencoder import Autoencoder, AutoencoderKL, VQModel
 from repaint_jax.models.autoencoder_config import AutoencoderKLConfig, VQModelConfig
 from repaint_jax.models.checkpoints import (
@@ -17,6 +17,7 @@ from repaint_jax.models.checkpoints import (
     open_weights,
     save_module,
 )
+from repaint_jax.sampling.checks import kind_of
 
 _SUBFOLDERS = ("vae", "vqvae")  # those of diffusers' pipelines
 
@@ -54,7 +55,7 @@ def load_autoencoder(
         ValueError: the folder has a model of another class, a file is damaged, or its tensors do not fit
             the architecture.
     """
-    places = ("", *_SUBFOLDERS) if subfolder is None else (Path(subfolder).as_posix(),)
+    places = ("", *_SUBFOLDERS) if subfolder is None else (inner_path(subfolder),)
     hub = Hub(revision, token, cache_dir)
     config_names = [f"{place}/{CONFIG_NAME}" if place else CONFIG_NAME for place in places]
     autoencoder_maker(
@@ -72,8 +73,14 @@ def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.fl
         module: the autoencoder.
         folder: the folder to write. It is created if it is missing.
         dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
+
+    Raises:
+        TypeError: module is no `AutoencoderKL` and no `VQModel`.
+        ValueError: a weight is not finite in dtype.
     """
-    save_module(module, module.config.to_dict(), Path(folder), dtype)
+    if not isinstance(module, AutoencoderKL | VQModel):
+        raise TypeError(f"module is {kind_of(module)}, expected an AutoencoderKL or a VQModel")
+    save_module(module, module.config.to_dict(), folder, dtype)
 
 
 def _folder_of(root: Path, places: tuple[str, ...]) -> Path:

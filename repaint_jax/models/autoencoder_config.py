@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from repaint_jax.files import StrPath, read_config
-from repaint_jax.models.config_options import check_block_types, known_options
+from repaint_jax.models.config_options import check_block_types, known_options, make_tuples
 from repaint_jax.sampling.checks import check_choice, check_int, check_mapping
 
 _BLOCK_TYPES = {
@@ -77,6 +77,7 @@ class AutoencoderConfig:
         return (0.0,), (self.scaling_factor,)
 
     def __post_init__(self) -> None:
+        make_tuples(self)
         for name in (
             "in_channels",
             "out_channels",

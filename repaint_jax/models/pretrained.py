@@ -7,7 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repaint_jax.files import Hub, StrPath, local_folder, read_json, whole_folder, whole_parts, write_json
+from repaint_jax.files import (
+    MODEL_PATH,
+    Hub,
+    StrPath,
+    checked_path,
+    inner_path,
+    local_folder,
+    read_json,
+    whole_folder,
+    whole_parts,
+    write_json,
+)
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.autoencoder import Autoencoder, check_autoencoder
 from repaint_jax.models.autoencoder_checkpoints import (
@@ -77,15 +88,16 @@ def load_pretrained(
     names += [f"{part}/{CONFIG_NAME}" for part in _AUTOENCODERS.values()]
     other_files = tuple(_join(place, name) for place in places for name in names)
     configs = [*other_files, *(_join(network, CONFIG_NAME) for network in networks)]
-    folder = local_folder(path, configs, hub)
+    source = path_or_repo if path == Path(path_or_repo) else path  # a Path forgets that "./x" is no name
+    folder = local_folder(source, configs, hub)
     where, _, _ = _checked_parts(folder, places)  # before any weights are fetched
     if where is not None and autoencoder is None:
         autoencoder_maker(folder / where)
     autoencoder = _loaded(autoencoder, dtype, hub)
-    folder = download_model(path, networks, other_files, hub, variant)
+    folder = download_model(source, networks, other_files, hub, variant)
     where, unet_folder, scheduler = _checked_parts(folder, places)
     if where is not None and autoencoder is None:
-        autoencoder = load_autoencoder(path, where, dtype=dtype, variant=variant, **hub._asdict())
+        autoencoder = load_autoencoder(source, where, dtype=dtype, variant=variant, **hub._asdict())
     return Pretrained(load_unet2d(unet_folder, dtype=dtype, variant=variant), scheduler, autoencoder)
 
 
@@ -119,7 +131,7 @@ def _checked_parts(folder: Path, places: tuple[str, ...]) -> tuple[str | None, P
 
 def load_classifier(path: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Read a classifier of noisy pictures from a guided-diffusion `.pt` file or a folder of `convert`."""
-    if _is_checkpoint(Path(path)):
+    if _is_checkpoint(checked_path("path", path, MODEL_PATH)):
         return guided_diffusion.load_classifier(path, dtype)
     return load_unet2d_classifier(path, dtype=dtype)
 
@@ -167,7 +179,7 @@ def convert(
     Raises:
         ValueError: the folder exists, the settings do not fit, or the checkpoint cannot be read.
     """
-    checkpoint, folder = Path(checkpoint), Path(folder)
+    checkpoint, folder = checked_path("checkpoint", checkpoint), checked_path("folder", folder)
     if folder.exists():
         raise ValueError(f"{folder} exists, expected the name of a new folder")
     with whole_folder(folder) as unfinished:
@@ -190,8 +202,9 @@ def model_folder(path_or_repo: StrPath) -> Path:
 
     Raises:
         ValueError: there is no bundled model of that name.
+        TypeError: it is no path.
     """
-    path = Path(path_or_repo)
+    path = checked_path("path_or_repo", path_or_repo, MODEL_PATH)
     if path == Path("bundled"):
         return bundled_folder()
     if path.parent != Path("bundled") or path.exists():
@@ -214,7 +227,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _places(subfolder: StrPath | None) -> tuple[str, ...]:
     """Return a subfolder and the folders above it, up to the model's folder, which is ""."""
-    inner = PurePosixPath("" if subfolder is None else Path(subfolder).as_posix())
+    inner = PurePosixPath(inner_path(subfolder))
     if inner.is_absolute() or Path(inner).is_absolute() or ".." in inner.parts:
         raise ValueError(f"subfolder is {str(subfolder)!r}, expected a folder inside path_or_repo")
     return tuple("" if place == PurePosixPath() else str(place) for place in (inner, *inner.parents))

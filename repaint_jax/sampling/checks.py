@@ -52,6 +52,13 @@ def described(value: Any) -> str:
     return repr(value)
 
 
+def kind_of(value: object) -> str:
+    """Return what a value is, for messages: modules have long texts of many lines."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise if a value is not one of the choices, which are strings or None."""
     if not (value is None or isinstance(value, str)) or value not in choices:

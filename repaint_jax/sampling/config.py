@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.files import Hub, StrPath, local_folder, read_config, write_json
+from repaint_jax.files import Hub, StrPath, checked_path, inner_path, local_folder, read_config, write_json
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import (
     check_choice,
@@ -337,13 +337,13 @@ class RePaintSchedulerConfig:
             token: access token for a private or gated repository; None means the stored one.
             cache_dir: folder for downloads; None means the one of huggingface_hub.
         """
-        name = CONFIG_NAME if subfolder is None else (Path(subfolder) / CONFIG_NAME).as_posix()
+        name = str(PurePosixPath(inner_path(subfolder)) / CONFIG_NAME)
         folder = local_folder(path_or_repo, [name], Hub(revision, token, cache_dir))
         return read_config(folder / name, cls.from_dict)
 
     def save_pretrained(self, folder: StrPath) -> None:
         """Write `scheduler_config.json` into a folder, and create the folder if it is missing."""
-        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
+        write_json(checked_path("folder", folder) / CONFIG_NAME, self.to_dict())
 
 
 def check_config(config: object) -> None:

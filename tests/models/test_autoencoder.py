@@ -364,6 +364,14 @@ def test_architecture_that_is_not_supported_is_refused_by_name(config, changes: 
         type(config).from_dict(config.to_dict() | changes)
 
 
+@pytest.mark.parametrize("config", [KL, VQ], ids=lambda config: type(config).__name__)
+def test_lists_in_python_are_tuples(config) -> None:
+    lists = {name: list(value) for name, value in vars(config).items() if isinstance(value, tuple)}
+    assert lists.keys() >= {"block_out_channels", "down_block_types", "up_block_types"}
+    made = dataclasses.replace(config, **lists)
+    assert made == config and hash(made) == hash(config)
+
+
 def test_options_that_are_off_are_ignored() -> None:
     extra = {"norm_type": "group", "some_new_option": None, "another": False, "_name_or_path": "x"}
     assert VQModelConfig.from_dict(VQ.to_dict() | extra) == VQ
