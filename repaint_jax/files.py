@@ -138,6 +138,8 @@ def check_not_lfs_pointer(path: Path) -> None:
 def read_json(path: StrPath) -> dict[str, Any]:
     """Read a file that holds a JSON object."""
     path = checked_path("path", path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a JSON file")
     if path.is_file():
         check_not_lfs_pointer(path)
     try:

@@ -10,7 +10,7 @@ from flax import nnx
 from repaint_jax.models.autoencoder_blocks import Codebook, Decoder, Encoder
 from repaint_jax.models.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, VQModelConfig
 from repaint_jax.models.tiling import in_windows
-from repaint_jax.sampling.checks import check_floating, check_int, kind_of
+from repaint_jax.sampling.checks import check_floating, check_int, described, kind_of
 
 
 class Autoencoder(nnx.Module):
@@ -19,7 +19,9 @@ class Autoencoder(nnx.Module):
     encoder: Encoder
     decoder: Decoder
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, kind: type[AutoencoderConfig]):
+        if not isinstance(config, kind):
+            raise TypeError(f"config is {described(config)}, expected a {kind.__name__}")
         self.config = config
 
     @property
@@ -121,7 +123,7 @@ class AutoencoderKL(Autoencoder):
     config: AutoencoderKLConfig
 
     def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, AutoencoderKLConfig)
         channels = config.latent_channels
         self.encoder = Encoder(config, 2 * channels, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -153,7 +155,7 @@ class VQModel(Autoencoder):
     config: VQModelConfig
 
     def __init__(self, config: VQModelConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, VQModelConfig)
         channels, embed_dim = config.latent_channels, config.embed_dim
         self.encoder = Encoder(config, channels, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_LONGEST_TEXT = 200  # of a value in a message
+
 
 def check_int(name: str, value: Any, minimum: int) -> int:
     """Return a parameter as a Python int, or raise if it is not an integer of at least `minimum`."""
@@ -46,10 +48,11 @@ def check_mapping(name: str, value: Any) -> None:
 
 
 def described(value: Any) -> str:
-    """Return a value as a message shows it: an array by its shape and dtype, which fit into a sentence."""
+    """Return a value as a message shows it: arrays and what has a long text do not fit into a sentence."""
     if isinstance(value, jax.Array | np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return repr(value)
+    text = repr(value)
+    return f"a {type(value).__name__}" if len(text) > _LONGEST_TEXT or "\n" in text else text
 
 
 def kind_of(value: object) -> str:

@@ -419,6 +419,11 @@ def test_what_is_no_path_is_refused_by_its_parameter(unet, value):
             assert sentence.startswith(f"{name} is {value!r}, expected a ")
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    sentence = sentence_of(lambda: UNet2DConfig.from_file(tmp_path))
+    assert sentence == f"{tmp_path} is a folder, expected a JSON file"
+
+
 def test_torch_s_own_files_ask_for_torch_where_it_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     checkpoint = folder / "celeba256_250000.pt"

@@ -302,6 +302,23 @@ def test_train_writes_a_model_of_its_objective_that_the_commands_inpaint_with(
     assert main([*run, *options[:1], other, *options[2:], "--batch-size", "4", "--warmup-steps", "1"]) == 2
 
 
+@pytest.mark.parametrize("scheduler", [None, {}, "flow", EDM, rp.create_state()], ids=lambda one: type(one))
+def test_a_pipeline_of_no_scheduler_is_refused(unet, scheduler) -> None:
+    sentence = sentence_of(lambda: rp.RePaintPipeline.from_unet2d(unet, scheduler))
+    assert sentence.startswith("scheduler is ")
+    assert sentence.endswith(", expected a RePaintSchedulerConfig or one of models.families")
+
+
+def test_a_pipeline_of_no_network_is_refused(unet_config) -> None:
+    for unet, described in (
+        (None, "a NoneType"),
+        (unet_config, "a UNet2DConfig"),
+        ("bundled", "'bundled'"),
+    ):
+        sentence = sentence_of(lambda unet=unet: rp.RePaintPipeline.from_unet2d(unet, Flow()))
+        assert sentence == f"unet is {described}, expected a UNet2D"
+
+
 def test_config_of_a_config_is_itself() -> None:
     config = rp.RePaintSchedulerConfig()
     assert config_of(config) is config
