@@ -22,7 +22,7 @@ from repaint_jax.files import StrPath
 from repaint_jax.models.families import EDM, Flow, Scheduler
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_choice, check_int
+from repaint_jax.sampling.checks import check_choice, check_int, check_number, check_positive
 from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate, shard_batch
 from repaint_jax.sampling.inpaint import ModelFn
@@ -30,7 +30,8 @@ from repaint_jax.sampling.keys import check_seed, seed_key
 
 Params = Any
 
-OBJECTIVES = ("ddpm", "edm", "flow")
+_OBJECTIVE_OF: dict[type, str] = {RePaintSchedulerConfig: "ddpm", EDM: "edm", Flow: "flow"}
+OBJECTIVES = tuple(_OBJECTIVE_OF.values())
 TIMESTEP_DENSITIES = ("uniform", "lognormal")
 
 
@@ -86,11 +87,12 @@ class TrainingConfig:
             check_int(name, getattr(self, name), 0)
         check_seed(self.seed)
         for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+            check_positive(name, getattr(self, name))
         for name in ("decay_fraction", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= check_number(name, getattr(self, name), "a number in [0, 1]") <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
+        if not isinstance(self.random_flip, bool):
+            raise TypeError(f"random_flip is {self.random_flip!r}, expected True or False")
         check_choice("objective", self.objective, OBJECTIVES)
         is_ddpm = self.objective == "ddpm"
         if not self.prediction_type:
@@ -113,6 +115,11 @@ class TrainingConfig:
         if self.objective == "flow":
             return Flow()
         return RePaintSchedulerConfig(prediction_type=self.prediction_type)
+
+
+def objective_of(scheduler: Scheduler) -> str | None:
+    """Return the objective that networks with this scheduler learn, or None if there is none."""
+    return _OBJECTIVE_OF.get(type(scheduler))
 
 
 class TrainState(NamedTuple):

@@ -265,6 +265,13 @@ def test_an_error_while_saving_leaves_the_folder_as_it_was(latent_folder: Path, 
     }
 
 
+def test_schedule_says_that_its_time_is_without_the_autoencoder(latent_folder: Path, capsys) -> None:
+    assert main(["schedule", "--model", str(latent_folder), "--model-calls", "8"]) == 0
+    time, note = capsys.readouterr().out.splitlines()
+    assert time.startswith("8 model calls of ")
+    assert note == "the model is latent: encoding and decoding of the picture come on top"
+
+
 def test_a_folder_whose_autoencoder_is_missing_says_so(latent_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(latent_folder, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "vae")

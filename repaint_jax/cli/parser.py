@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         option_of = {name: options[-1] for name, options in spelled.items() if options}
         if "class_label" in option_of:  # Python code for several pictures calls it class_labels
             option_of["class_labels"] = option_of["class_label"]
+        for argument in ("model", "initial_model"):
+            if argument in option_of:  # Python code calls it path_or_repo
+                option_of["path_or_repo"] = option_of[argument]
         command.set_defaults(option_of=option_of)
     return parser
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_floating
-from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.config import RePaintSchedulerConfig, check_config
 from repaint_jax.sampling.keys import working_dtype
 
 # At the last timestep of training, abar is below 5e-5 (linear) or 5e-3 (scaled_linear). If a chain starts
@@ -157,8 +157,7 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
     """
     if config is None:
         config = RePaintSchedulerConfig()
-    if not isinstance(config, RePaintSchedulerConfig):
-        raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
+    check_config(config)
     abar = noise_levels.alphas_cumprod(config.betas)
     if abar[-1] < np.finfo(np.float32).tiny:
         raise ValueError(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from repaint_jax import RePaintPipeline
 from repaint_jax.cli.main import main
+from repaint_jax.models.pretrained import bundled_folder
 from repaint_jax.pictures.plots import HOLE_COLOUR
 
 QUICK = ("--steps", "3", "--jump-length", "1", "--jump-n-sample", "2")
@@ -509,6 +510,14 @@ def test_damaged_model_is_refused(model_folder, folder, capsys, name: str, damag
     assert inpaint(folder / "damaged", folder) == 2
     assert expected in only_line(capsys)
     assert not (folder / "out.png").exists()
+
+
+def test_a_model_that_is_no_path_is_refused_by_its_option(folder, capsys) -> None:
+    pictures = str(bundled_folder() / "images")
+    train = ["train", pictures, "-o", str(folder / "run"), "--image-size", "8"]
+    for command, option in ((["schedule"], "--model"), (train, "--init-model")):
+        assert main([*command, option, ""]) == 2
+        assert only_line(capsys).startswith(f"repaint-jax {command[0]}: {option} is '', expected a folder")
 
 
 @pytest.mark.parametrize(

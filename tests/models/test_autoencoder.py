@@ -17,7 +17,7 @@ from flax import nnx
 from golden import replay, weights
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from repaint_jax.models import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
+from repaint_jax.models import AutoencoderKL, AutoencoderKLConfig, UNet2D, VQModel, VQModelConfig
 from repaint_jax.models.blocks import GroupNorm
 from repaint_jax.models.checkpoints import load_module
 from repaint_jax.models.tiling import in_windows
@@ -362,6 +362,28 @@ def test_arrays_and_tiles_that_do_not_fit_are_refused_in_one_sentence(kl, call, 
 def test_architecture_that_is_not_supported_is_refused_by_name(config, changes: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         type(config).from_dict(config.to_dict() | changes)
+
+
+@pytest.mark.parametrize("config", [KL, VQ], ids=lambda config: type(config).__name__)
+def test_lists_in_python_are_tuples(config) -> None:
+    lists = {name: list(value) for name, value in vars(config).items() if isinstance(value, tuple)}
+    assert lists.keys() >= {"block_out_channels", "down_block_types", "up_block_types"}
+    made = dataclasses.replace(config, **lists)
+    assert made == config and hash(made) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "expected"),
+    [
+        (AutoencoderKL, None, "config is None, expected a AutoencoderKLConfig"),
+        (VQModel, {"act_fn": "silu"}, "config is {'act_fn': 'silu'}, expected a VQModelConfig"),
+        (VQModel, KL, "config is a AutoencoderKLConfig, expected a VQModelConfig"),
+        (UNet2D, KL, "config is a AutoencoderKLConfig, expected a UNet2DConfig"),
+    ],
+)
+def test_networks_of_other_configs_are_refused(network, config, expected: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(expected)}$"):
+        network(config, rngs=nnx.Rngs(0))
 
 
 def test_options_that_are_off_are_ignored() -> None:
