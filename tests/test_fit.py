@@ -247,14 +247,14 @@ def test_a_picture_for_which_there_is_no_memory_is_refused_beforehand(pipe, monk
         ({"fit": "crop", "resize": True}, "resize is True and fit is 'crop', expected one of the two"),
         ({"context": -0.5}, "context is -0.5, expected a number from 0 on"),
         ({"context": float("nan")}, "context is nan, expected a number from 0 on"),
-        ({"context": "wide"}, "context is 'wide', expected a number from 0 on"),
-        ({"context": True}, "context is True, expected a number from 0 on"),
+        ({"context": "wide"}, "context is 'wide', expected a number"),
+        ({"context": True}, "context is True, expected a number"),
     ],
 )
 def test_wrong_options_are_named(pipe, options, words) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         run(pipe, Image.fromarray(PHOTO[..., 0]), MASK, **options)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         pipe.watch(Image.fromarray(PHOTO[..., 0]), MASK, key=KEY, **{"fit": "crop"} | options)
 
 

@@ -18,7 +18,7 @@ from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, mak
 from repaint_jax.pictures.blending import faded
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
-from repaint_jax.sampling.checks import check_choice
+from repaint_jax.sampling.checks import check_choice, check_number
 
 FITS = ("exact", "resize", "crop", "native")
 PICTURE_OPTIONS = (
@@ -217,7 +217,7 @@ def make_filling(
         MemoryError: if the pictures' own size is too large.
     """
     check_choice("fit", fit, FITS)
-    if isinstance(context, bool) or not isinstance(context, int | float) or not 0 <= context < math.inf:
+    if not 0 <= check_number("context", context) < math.inf:
         raise ValueError(f"context is {context!r}, expected a number from 0 on")
     if fit in ("exact", "resize"):
         batch = make_batch(image, mask_image, image_shape, resize=fit == "resize", **of_pictures)
