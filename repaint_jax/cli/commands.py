@@ -199,6 +199,8 @@ def app(options: argparse.Namespace) -> int:
 
 def folder(options: argparse.Namespace) -> int:
     """Inpaint a folder of pictures."""
+    if options.sheet is not None:
+        _check_output("--sheet", options.sheet)
     process_index, process_count = _join_processes(options)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     failures = inpaint_folder(
@@ -222,6 +224,7 @@ def folder(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,
         checkpoint_every=options.checkpoint_every,
+        sheet=options.sheet,
         described={
             "model": _absolute(options.model),
             "classifier": _absolute(options.classifier),

@@ -159,6 +159,12 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="save unfinished chains every CALLS model calls",
     )
     folder.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="PICTURE",
+        help="draw pictures, holes and results side by side at the end",
+    )
+    folder.add_argument(
         "--official-layout",
         action="store_true",
         help="write the folders of the official code: inpainted, gt, gt_masked, gt_keep_mask",

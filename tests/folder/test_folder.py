@@ -26,6 +26,7 @@ from repaint_jax.cli.main import main
 from repaint_jax.folder.chains import ChainRunner
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models.guidance import Classifier
+from repaint_jax.pictures.plots import HOLE_COLOUR
 
 NUM_PICTURES = 7
 CALLS = 8
@@ -128,6 +129,18 @@ def test_pictures_of_any_size_are_filled_window_by_window_and_resumed(pipe, work
     assert files_below(work / "out") == written
     with pytest.raises(ValueError, match="fit is 'crop' there and 'exact' here"):
         run(pipe, work, "out", num_samples=2, checkpoint_every=3)
+
+
+def test_a_sheet_shows_pictures_of_any_size_with_their_holes_and_results(pipe, work):
+    Image.new("L", (70, 30), 90).save(work / "in" / "photo 1 ü.png")
+    Image.new("L", (70, 30), 0).save(work / "masks" / "photo 1 ü.png")
+    (work / "in" / "photo 5 ü.png").write_bytes(b"no picture")
+    run(pipe, work, "out", fit="crop", num_samples=2, sheet=work / "sheet.png")
+    sheet = np.asarray(Image.open(work / "sheet.png"))
+    rows = NUM_PICTURES - 1  # each has its hole and two results, of 160 pixels with a margin of 6
+    assert sheet.shape[0] == 24 + rows * 166
+    hole = sheet[24:184, -3 * 166 : -2 * 166]
+    assert (hole == HOLE_COLOUR).all(-1).mean() > 0.1
 
 
 def test_colour_profiles_stay_with_the_results(pipe, work):
