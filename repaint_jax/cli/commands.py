@@ -376,6 +376,7 @@ def train(options: argparse.Namespace) -> int:
         timestep_density=options.timestep_density,
         random_flip=options.random_flip,
         random_shift=options.random_shift,
+        dtype=options.dtype,
         seed=options.seed,
     )
     images = read_images(options.data, options.image_size, grey=options.grey, background=options.background)

@@ -341,6 +341,12 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="shift pictures by up to PIXELS pixels",
     )
     train.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="dtype of the network's arithmetic; bfloat16 is faster on accelerators",
+    )
+    train.add_argument(
         "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps between checkpoints"
     )
     train.add_argument("--seed", type=int, default=0, help="seed of everything random")
