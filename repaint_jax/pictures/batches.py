@@ -138,13 +138,13 @@ def _checked(
     model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
     pixels = [image_pixels(*pair) for pair in zip(images, shapes, strict=True)]
     holes = [_grown(mask_to_array(*pair), grow_mask) for pair in zip(masks, shapes, strict=True)]
+    floating = [number for number, one in enumerate(pixels) if one.dtype != np.uint8]
+    for number in floating:
+        pixels[number] = in_model_range(pixels[number], holes[number], model_range)
     fades: list[Fade] = [None] * len(holes)
     if feather > 0:
         fades = [fading(hole[..., 0] == 0, feather)[..., None] for hole in holes]
         holes = [np.where(fade == 1, 1, 0).astype(np.float32) for fade in fades]
-    floating = [number for number, one in enumerate(pixels) if one.dtype != np.uint8]
-    for number in floating:
-        pixels[number] = in_model_range(pixels[number], holes[number], model_range)
     if input_range is None:
         _warn_if_none_is_negative([(pixels[number], holes[number]) for number in floating])
     return pixels, holes, fades

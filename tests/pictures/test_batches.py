@@ -114,7 +114,7 @@ def test_a_hole_grows_before_its_pixels_stop_to_matter():
     assert np.argwhere(batch.masks[0, ..., 0] == 0).tolist() == [
         [row, column] for row in (2, 3, 4) for column in (2, 3, 4)
     ]
-    assert batch.fade is None
+    assert batch.fades == [None]
     with pytest.raises(ValueError, match=r"nan in row 2, column 2"):
         make_batch(image, mask, image.shape, feather=1)
 
@@ -124,7 +124,7 @@ def test_the_rim_that_fades_lies_around_the_grown_hole_and_keeps_its_pixels():
     mask = np.ones((1, 9))
     mask[0, 2] = 0
     batch = make_batch(image, mask, image.shape, grow_mask=1, feather=3)
-    np.testing.assert_allclose(batch.fade[0, 0, :, 0], [0.25, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose(batch.fades[0][0, :, 0], [0.25, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
     np.testing.assert_array_equal(batch.masks[0, 0, :, 0], [0] * 7 + [1] * 2)
     np.testing.assert_allclose(batch.images[0], image / 127.5 - 1, atol=1e-6)
 
@@ -141,7 +141,7 @@ def test_a_hole_that_shrinks_to_nothing_is_refused_and_a_mask_without_one_is_not
     for value in (0, 1):
         whole = make_batch(image, np.full((5, 5), float(value)), image.shape, grow_mask=-2, feather=2)
         np.testing.assert_array_equal(whole.masks, value)
-        np.testing.assert_array_equal(whole.fade, value)
+        np.testing.assert_array_equal(whole.fades, np.full((1, 5, 5, 1), value))
 
 
 @pytest.mark.parametrize(
