@@ -43,6 +43,26 @@ along the way, but eps falls to 0 with sigma, so that half of the step is too mu
 are at the smallest level, this is the only error of that step, and the chain corrects it. The last call but
 one goes to the clean image. The last call runs the model once more, on that image and at the smallest s,
 and adds s/2 eps to the missing pixels.
+
+A pixel that is known with noise c (`noisy_pixels`) is known at the levels s' >= c. There the place of the
+original is taken by y, and the place of the prediction x0 by what it says about the pixel at the level c.
+That is x0 + c^2/s eps, which leaves the noise e = sqrt(s^2 - c^2), of the size e/s eps:
+
+    known   = sqrt(p) (y + G (y - x0 - c^2/s eps) + e' (B e/s eps + sqrt(1 - B^2) z)),  e' = sqrt(s'^2 - c^2)
+
+Then the fixed point is the posterior's for a Gaussian prior, too. At the levels s' < c the pixel is filled
+like a missing one, but returns to y by the bridge. Let u = min(s, c), and X be y if s >= c and otherwise
+x/sqrt(a):
+
+    d       = min(1/3, (s'/u)^2)
+    A^2     = 2 sqrt(s'/u) (s'/u - d)
+    w       = (s'^2 - d u^2)/(c^2 - d u^2)
+    known   = sqrt(p) ((1 - w) (x0 + d (X - x0)) + w y + sqrt(1 - w) u A (z_prev + z)/2)
+
+The mean of x0 + d (X - x0) is that of the level sqrt(d) u, so the bridge starts there, and the pixel's mean is
+exact for Gaussian priors. If s' = s, this is again a step of Langevin dynamics, along the posterior's score
+-eps/s + (y - X)/(c^2 - s^2), and 1 - w times as long. d keeps w from being negative. In the calls that go to
+the clean image, the pixel is a missing one.
 """
 
 from typing import NamedTuple
@@ -54,6 +74,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.noisy_pixels import bridge_weight
 from repaint_jax.sampling.prediction import predict, split_model_output
 
 _DENOISE_TO = 1 / 3  # share of sigma that is left before noise is added again
@@ -83,24 +104,47 @@ def budget_transition(
     original_image: jax.Array,
     mask: jax.Array,
     z: jax.Array,
+    observation_noise: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Take the sample to the next noise level.
 
     Returns:
         The sample and pred_original_sample. The `z` of this call is the `previous_z` of the next call.
     """
-    row, sample, previous_z, original_image, mask = jax.tree.map(
+    row, sample, previous_z, original_image, mask, c = jax.tree.map(
         lambda array: jnp.asarray(array, z.dtype),
-        (row, sample, previous_z, original_image, mask),
+        (row, sample, previous_z, original_image, mask, observation_noise),
     )
     prediction, _ = split_model_output(config, model_output, sample)
     x0, eps = predict(config, row, prediction, sample, noise_of_clipped=True)
     unknown = row.next_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
     in_reach = _in_reach(config, row, original_image)
-    y = original_image + in_reach * row.correction * (original_image - x0)
-    feedback = in_reach * _FEEDBACK
-    known = row.next_signal * y + row.next_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
+    feedback, correction = in_reach * _FEEDBACK, in_reach * row.correction
+    if c is None:
+        y = original_image + correction * (original_image - x0)
+        known = row.next_signal * y + row.next_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
+    else:
+        s, next_s = row.noise / row.signal, row.next_noise / row.next_signal
+        e, next_e = (jnp.sqrt(jnp.maximum(level**2 - c**2, 0)) for level in (s, next_s))
+        y = original_image + correction * (original_image - x0 - c**2 / s * eps)
+        given = y + next_e * (feedback * e / s * eps + jnp.sqrt(1 - feedback**2) * z)
+        noise = (previous_z + z) / 2
+        free = row.next_signal * _free(s, next_s, sample / row.signal, x0, original_image, c, noise)
+        known = jnp.where(next_s >= c, row.next_signal * given, jnp.where(next_s > 0, free, unknown))
     return mask * known + (1 - mask) * unknown, x0
+
+
+def _free(
+    s: jax.Array, next_s: jax.Array, x: jax.Array, x0: jax.Array, y: jax.Array, c: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """Return the pixels that are known with noise c at a level below c, over the signal of that level."""
+    c = jnp.where(c > 0, c, 1)  # where it is 0, the pixel is not free
+    u, x = jnp.minimum(s, c), jnp.where(s >= c, y, x)
+    ratio = jnp.minimum(next_s, c) / u
+    d = jnp.minimum(_DENOISE_TO, ratio**2)
+    amplitude = jnp.sqrt(2 * jnp.sqrt(ratio) * (ratio - d))
+    w = bridge_weight(d * u**2, jnp.minimum(next_s, c) ** 2, c**2)
+    return (1 - w) * (x0 + d * (x - x0)) + w * y + jnp.sqrt(1 - w) * u * amplitude * noise
 
 
 def _in_reach(

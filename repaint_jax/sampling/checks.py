@@ -3,6 +3,7 @@
 A message names the parameter, its value and what is expected.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,45 @@ def check_int(name: str, value: Any, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected an integer of at least {minimum}")
     return int(value)
+
+
+def checked_calls(
+    preview_calls: Sequence[int] | None, bound: str, num_calls: int
+) -> tuple[int, ...]:
+    """Return preview_calls as a tuple, or raise if they are not different calls below num_calls."""
+    if not isinstance(preview_calls, Sequence | np.ndarray | None):
+        raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
+    calls = tuple(
+        check_int("preview_calls", call, 0) for call in (() if preview_calls is None else preview_calls)
+    )
+    if len(set(calls)) != len(calls):
+        raise ValueError(f"preview_calls is {calls}, expected each call once")
+    for call in calls:
+        if call >= num_calls:
+            raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
+    return calls
+
+
+def check_noise(name: str, value: Any) -> float:
+    """Return a standard deviation as a float, or raise if it is not a finite number of at least 0."""
+    number = _number(name, value, "a number of at least 0")
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number of at least 0")
+    return number
+
+
+def check_strength(strength: Any) -> float:
+    """Return a strength as a float, or raise if it is not a number above 0 and at most 1."""
+    number = _number("strength", strength, "a number above 0 and at most 1")
+    if not 0 < number <= 1:
+        raise ValueError(f"strength is {strength}, expected a number above 0 and at most 1")
+    return number
+
+
+def _number(name: str, value: Any, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    return float(value)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
