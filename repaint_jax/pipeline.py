@@ -20,7 +20,7 @@ from repaint_jax.pipeline_chain import (
     run_chain,
     watch_chain,
 )
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.checks import check_int, check_noise
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of
 
 
@@ -45,6 +45,9 @@ class RePaintPipeline(DiffusionModel):
         background: Colour = DEFAULT_BACKGROUND,
         keep_alpha: bool = False,
         input_range: Range | None = None,
+        soft_mask: bool = False,
+        observation_noise: float = 0.0,
+        strength: float = 1.0,
         class_labels: Any = None,
         guidance_scale: float = 1.0,
         null_label: int | None = None,
@@ -95,6 +98,16 @@ class RePaintPipeline(DiffusionModel):
             keep_alpha: whether PIL results get the alpha channel of their image, if it has one.
             input_range: the values of black and white in floating arrays: (0, 1) for arrays in [0, 1]. If
                 None, these are -1 and 1, and a UserWarning tells of arrays without a negative value.
+            soft_mask: whether mask values m between 0 and 1 are kept. They mean that a pixel is known up to
+                noise of the standard deviation sqrt((1 - m)/m), in the units of [-1, 1]: 0.1 for m = 0.99,
+                0.33 for 0.9, and 1 for 0.5. The result may deviate that far from the image.
+            observation_noise: the standard deviation c of Gaussian noise in the known pixels of image, in
+                the units of [-1, 1]; 0 means that they are exact. Above 0, the known pixels of the result
+                are not those of the image, but drawn from what the model and the image say about them, and
+                floating arrays may have values outside `input_range`. See `inpaint`.
+            strength: the share of the noise levels that is used, in (0, 1], as in diffusers' image-to-image
+                pipelines. Below 1, the hole is filled starting from what is there, which must be finite.
+                See `set_timesteps`.
             class_labels: one label for all images or one for each, for a class-conditional model, a
                 classifier or both.
             guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
@@ -118,7 +131,13 @@ class RePaintPipeline(DiffusionModel):
             image,
             mask_image,
             self._scheduled(
-                state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+                state,
+                num_inference_steps,
+                eta,
+                jump_length,
+                jump_n_sample,
+                num_model_calls=num_model_calls,
+                strength=strength,
             ),
             key=key,
             num_samples=num_samples,
@@ -126,6 +145,8 @@ class RePaintPipeline(DiffusionModel):
             background=background,
             keep_alpha=keep_alpha,
             input_range=input_range,
+            soft_mask=soft_mask,
+            observation_noise=observation_noise,
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             null_label=null_label,
@@ -146,6 +167,7 @@ class RePaintPipeline(DiffusionModel):
         key: jax.Array,
         num_model_calls: int | None = None,
         state: RePaintSchedulerState | None = None,
+        strength: float = 1.0,
         output_type: str = "pil",
         **options: Any,
     ) -> Iterator[WatchedPictures]:
@@ -157,8 +179,9 @@ class RePaintPipeline(DiffusionModel):
 
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.
-            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `class_labels`,
-                `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
+            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `soft_mask`,
+                `observation_noise`, `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and
+                `cond_params`, as for a call of the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.
@@ -166,7 +189,13 @@ class RePaintPipeline(DiffusionModel):
         """
         check_output_type(output_type, self.image_shape, options.get("keep_alpha", False))
         state = self._scheduled(
-            state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+            state,
+            num_inference_steps,
+            eta,
+            jump_length,
+            jump_n_sample,
+            num_model_calls=num_model_calls,
+            strength=strength,
         )
         return watch_chain(self._chain(image, mask_image, state, key=key, **options), output_type)
 
@@ -178,12 +207,16 @@ class RePaintPipeline(DiffusionModel):
         *,
         key: jax.Array,
         num_samples: int = 1,
+        observation_noise: float = 0.0,
         class_labels: Any = None,
         **options: Any,
     ) -> Chain:
         check_int("num_samples", num_samples, 1)
+        observation_noise = check_noise("observation_noise", observation_noise)
+        self.check_observation(options.get("soft_mask", False), observation_noise)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
-        batch = make_batch(image, mask_image, self.image_shape, **of_pictures)
+        noisy, whole = observation_noise > 0, state.starts_from_image
+        batch = make_batch(image, mask_image, self.image_shape, noisy=noisy, whole=whole, **of_pictures)
         rows, devices = rows_on_devices(len(batch.images), num_samples, self.params)
         if class_labels is not None:
             class_labels = checked_labels(
@@ -191,7 +224,19 @@ class RePaintPipeline(DiffusionModel):
             )
             class_labels = class_labels[rows // num_samples]
         model_fn, params = self.guided_model(state.config, class_labels, **options)
-        return make_chain(state, model_fn, params, batch, key, num_samples, rows, devices, self.latents)
+        return make_chain(
+            state, model_fn, params, batch, key, num_samples, rows, devices, self.latents, observation_noise
+        )
+
+    def check_observation(self, soft_mask: bool, observation_noise: float) -> None:
+        """Raise ValueError if this is a latent model, and some pixels are known with noise."""
+        given = {"soft_mask": soft_mask, "observation_noise": observation_noise}
+        for name, value in given.items():
+            if self.latents is not None and value:
+                raise ValueError(
+                    f"{name} is {value}, expected {type(value)()}: the noise of pixels is not that of "
+                    "latents, and this is a latent model"
+                )
 
     def set_timesteps(
         self,
@@ -201,6 +246,7 @@ class RePaintPipeline(DiffusionModel):
         jump_n_sample: int | None = None,
         *,
         num_model_calls: int | None = None,
+        strength: float = 1.0,
     ) -> RePaintSchedulerState:
         """Return the state with the schedule that a call of the pipeline with these arguments uses.
 
@@ -215,6 +261,7 @@ class RePaintPipeline(DiffusionModel):
         return choose_timesteps(
             self.state,
             num_model_calls,
+            strength=strength,
             num_inference_steps=num_inference_steps,
             eta=eta,
             jump_length=jump_length,
@@ -222,12 +269,16 @@ class RePaintPipeline(DiffusionModel):
         )
 
     def _scheduled(
-        self, state: RePaintSchedulerState | None, *arguments: Any, num_model_calls: int | None
+        self,
+        state: RePaintSchedulerState | None,
+        *arguments: Any,
+        num_model_calls: int | None,
+        strength: float,
     ) -> RePaintSchedulerState:
         """Return the given state, or make one from the arguments of a schedule."""
         if state is None:
-            return self.set_timesteps(*arguments, num_model_calls=num_model_calls)
-        if any(argument is not None for argument in (*arguments, num_model_calls)):
+            return self.set_timesteps(*arguments, num_model_calls=num_model_calls, strength=strength)
+        if any(argument is not None for argument in (*arguments, num_model_calls)) or strength != 1:
             raise ValueError(
                 "state is given together with arguments of a schedule, expected one of the two"
             )

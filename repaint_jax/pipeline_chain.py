@@ -15,6 +15,7 @@ from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timest
 from repaint_jax.sampling.devices import free_devices, mesh_of_devices, replicate, shard_batch
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, inpaint, start_chain
 from repaint_jax.sampling.keys import sample_keys
+from repaint_jax.sampling.noisy_pixels import noise_of_mask
 from repaint_jax.sampling.repaint_schedule import set_timesteps
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state
 
@@ -49,6 +50,7 @@ class Chain(NamedTuple):
     looks: Sequence[Look]  # of the images, each of which has as many results
     latents: LatentSpace | None  # of a latent model
     pictures: tuple[jax.Array, jax.Array]  # images [rows, H, W, C] in pixels, and their masks
+    observation_noise: Any = 0.0  # a number, or [rows, H, W, 1]
 
     def as_pictures(self, samples: jax.Array) -> jax.Array:
         """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
@@ -56,13 +58,17 @@ class Chain(NamedTuple):
 
 
 def choose_timesteps(
-    state: RePaintSchedulerState, num_model_calls: int | None, **resampling: float | None
+    state: RePaintSchedulerState,
+    num_model_calls: int | None,
+    *,
+    strength: float = 1.0,
+    **resampling: float | None,
 ) -> RePaintSchedulerState:
     """Return the state with a schedule, see `RePaintPipeline.set_timesteps`."""
     given = {name: value for name, value in resampling.items() if value is not None}
     if not given:
         calls = DEFAULT_MODEL_CALLS if num_model_calls is None else num_model_calls
-        return set_timesteps_for_budget(state, calls)
+        return set_timesteps_for_budget(state, calls, strength=strength)
     if num_model_calls is not None:
         name, value = next(iter(given.items()))
         raise ValueError(
@@ -71,7 +77,7 @@ def choose_timesteps(
         )
     chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
     config = dataclasses.replace(state.config, eta=chosen.pop("eta"))
-    return set_timesteps(create_state(config), **chosen)
+    return set_timesteps(create_state(config), **chosen, strength=strength)
 
 
 def rows_on_devices(
@@ -97,19 +103,23 @@ def make_chain(
     rows: NDArray[np.intp],
     devices: list[jax.Device],
     latents: LatentSpace | None = None,
+    observation_noise: float = 0.0,
 ) -> Chain:
     """Place the inputs of a chain on the devices, see `rows_on_devices`."""
     num_images, of_row = len(batch.images), rows // num_samples
     keys = sample_keys(key, num_images, num_samples)[rows]
-    placed: Any = (batch.images[of_row], batch.masks[of_row], keys)
+    masks, noise = noise_of_mask(batch.masks[of_row], observation_noise)
+    placed: Any = (batch.images[of_row], masks, keys, *([noise] if np.ndim(noise) else []))
     if devices:
         placed = shard_batch(placed, devices)
         state, params, latents = replicate((state, params, latents), devices)
-    images, masks, keys = placed
+    images, masks, keys, *of_pixels = placed
+    noise = of_pixels[0] if of_pixels else noise
     with mesh_of_devices(devices):
-        inputs = chain_inputs(latents, images, masks)
+        inputs = chain_inputs(latents, images, masks, whole=state.starts_from_image)
     arguments = (state, model_fn, params, *inputs, keys)
-    return Chain(arguments, num_images * num_samples, devices, batch.looks, latents, (images, masks))
+    pictures, count = (images, masks), num_images * num_samples
+    return Chain(arguments, count, devices, batch.looks, latents, pictures, noise)
 
 
 def run_chain(
@@ -122,6 +132,7 @@ def run_chain(
     with mesh_of_devices(chain.devices):
         result, previews = inpaint(
             *chain.arguments,
+            observation_noise=chain.observation_noise,
             preview_calls=() if preview_calls is None else preview_calls,
             progress=progress,
         )
@@ -138,7 +149,7 @@ def run_chain(
 def watch_chain(chain: Chain, output_type: str) -> Iterator[WatchedPictures]:
     """Run a chain call by call, see `RePaintPipeline.watch`."""
     state, *_, images, masks, keys = chain.arguments
-    total = state.num_model_calls or 0
+    total, noise = state.num_model_calls or 0, chain.observation_noise
     with mesh_of_devices(chain.devices):
         carry = start_chain(state, images, keys)
         if chain.devices:
@@ -147,10 +158,12 @@ def watch_chain(chain: Chain, output_type: str) -> Iterator[WatchedPictures]:
             carry = ChainCarry(*rows, replicate(carry.calls_done, chain.devices))
     for calls_done in range(1, total + 1):
         with mesh_of_devices(chain.devices):
-            carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+            carry, previews = continue_chain(
+                *chain.arguments, carry, 1, observation_noise=noise, preview_calls=(0,)
+            )
             samples = carry.sample
             if calls_done < total:
-                samples = jnp.where(masks == 1, images, previews[0])
+                samples = jnp.where((masks == 1) & (noise == 0), images, previews[0])
             pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
         yield WatchedPictures(calls_done, total, as_output(pictures, output_type, chain.looks))
 

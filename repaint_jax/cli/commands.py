@@ -98,24 +98,26 @@ def inpaint(options: argparse.Namespace) -> int:
     if options.keep_alpha:
         _check_keeps_alpha(options)
     rgb(options.background)  # raises if it is no colour
-    if options.compare and (options.preview is not None or _schedule(options)):
+    if options.compare and (options.preview is not None or _schedule(options) or options.strength != 1):
         raise ValueError(
-            f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
+            f"--compare is {' '.join(options.compare)}, expected it without --preview, --strength and "
             "another schedule"
         )
     image = open_image(options.image)
-    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
+    invert, soft = options.invert_mask, options.soft_mask
+    mask = read_mask(options.mask, image, seed_key(options.seed), invert=invert, soft=soft)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
-    reading = {"resize": options.resize, "background": options.background}
+    reading = {"resize": options.resize, "background": options.background, "soft_mask": soft}
     shown, hole, _ = make_batch(image, mask, pipe.image_shape, **reading)
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
+    noise = {"observation_noise": options.observation_noise}
     if options.compare:
-        save_picture(_comparison(options, pipe, shown, hole, guidance), options.output)
+        save_picture(_comparison(options, pipe, shown, hole, guidance | noise), options.output)
         print(f"wrote {options.output}")
         return 0
-    state = pipe.set_timesteps(**_schedule(options))
+    state = pipe.set_timesteps(**_schedule(options), strength=options.strength)
     calls: tuple[int, ...] = ()
     if options.preview is not None:
         calls = calls_to_show(options.preview, state.num_model_calls or 0)
@@ -130,6 +132,7 @@ def inpaint(options: argparse.Namespace) -> int:
         preview_calls=calls,
         **reading,
         **guidance,
+        **noise,
     )
     for picture, output in zip(made.images, outputs, strict=True):
         save_picture(picture, output)
@@ -148,7 +151,15 @@ def _comparison(
     results, titles = [], []
     for name, (one, state) in settings.items():
         made = _run_pipeline(
-            options, one, original, hole, state, output_type="jax", input_range=MODEL_RANGE, **guidance
+            options,
+            one,
+            original,
+            hole,
+            state,
+            output_type="jax",
+            input_range=MODEL_RANGE,
+            soft_mask=options.soft_mask,
+            **guidance,
         )
         results.append(made.images)
         calls = state.num_model_calls
@@ -185,13 +196,15 @@ def folder(options: argparse.Namespace) -> int:
         options.images,
         options.masks,
         options.output,
-        schedule=_schedule(options),
+        schedule=_schedule(options) | ({"strength": options.strength} if options.strength != 1 else {}),
         seed=options.seed,
         num_samples=options.num_samples,
         batch_size=options.batch_size,
         resize=options.resize,
         background=options.background,
         keep_alpha=options.keep_alpha,
+        soft_mask=options.soft_mask,
+        observation_noise=options.observation_noise,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,

@@ -43,7 +43,7 @@ from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.datasets import name_bytes
 from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
 from repaint_jax.pipeline import RePaintPipeline
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.sampling.checks import check_int, check_noise
 from repaint_jax.sampling.keys import seed_key
 
 
@@ -73,6 +73,8 @@ def inpaint_folder(
     resize: bool = False,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
+    soft_mask: bool = False,
+    observation_noise: float = 0.0,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     official_layout: bool = False,
@@ -101,6 +103,9 @@ def inpaint_folder(
         resize: whether to resize pictures and masks together to the model's size.
         background: the colour behind transparent pixels, as for a call of the pipeline.
         keep_alpha: whether results get the alpha channel of their picture, if it has one.
+        soft_mask: whether mask values between 0 and 1 are kept, as for a call of the pipeline.
+        observation_noise: the standard deviation of the noise in known pixels, as for a call of the
+            pipeline. Above 0, known pixels do not keep their values.
         class_label: the class label of all pictures, see `RePaintPipeline`.
         guidance_scale: the strength of the guidance, see `RePaintPipeline`.
         official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
@@ -133,6 +138,8 @@ def inpaint_folder(
         raise ValueError(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
+    observation_noise = check_noise("observation_noise", observation_noise)
+    pipe.check_observation(soft_mask, observation_noise)
     images, masks, output = Path(images), Path(masks), Path(output)
     background_colour = rgb(background)
     names = pictures_to_inpaint(images)
@@ -161,6 +168,8 @@ def inpaint_folder(
         "resize": resize,
         "background": "#{:02x}{:02x}{:02x}".format(*background_colour),
         "keep_alpha": keep_alpha,
+        "soft_mask": soft_mask,
+        "observation_noise": observation_noise,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
@@ -186,9 +195,19 @@ def inpaint_folder(
         resize=resize,
         background=background,
         keep_alpha=keep_alpha,
+        soft_mask=soft_mask,
+        whole=state.starts_from_image,
     )
     load = partial(_load, decode, pipe.image_shape, images, mask_paths, batch_size, seed_key(seed))
-    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
+    chains = ChainRunner(
+        state,
+        model_of,
+        batch_size,
+        checkpoint_every,
+        output / CHAINS,
+        pipe.latents,
+        observation_noise,
+    )
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
     with tqdm(total=total, initial=done, unit="result", disable=None) as bar:

@@ -22,7 +22,7 @@ from repaint_jax.pictures.images import (
     resize_together,
     resized,
 )
-from repaint_jax.sampling.checks import check_choice
+from repaint_jax.sampling.checks import check_choice, check_flag
 
 OUTPUT_TYPES = ("pil", "np", "jax")
 
@@ -38,11 +38,12 @@ class Batch(NamedTuple):
     """Pictures and their masks."""
 
     images: NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
-    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones
+    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones; soft ones have values between them
     looks: Sequence[Look]  # [N]
 
 
-PICTURE_OPTIONS = ("resize", "background", "keep_alpha", "input_range")  # of `make_batch`
+# of `make_batch`
+PICTURE_OPTIONS = ("resize", "background", "keep_alpha", "input_range", "soft_mask")
 
 
 def make_batch(
@@ -54,6 +55,9 @@ def make_batch(
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
     input_range: Range | None = None,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> Batch:
     """Convert the pictures and masks that a pipeline takes.
 
@@ -66,7 +70,11 @@ def make_batch(
         keep_alpha: whether the looks include the alpha channels of PIL images.
         input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
             UserWarning tells of arrays without a negative value.
+        soft_mask: whether masks keep values between 0 and 1.
+        noisy: whether floating arrays may have finite values outside the range.
+        whole: whether what is in the hole matters, too.
     """
+    check_flag("soft_mask", soft_mask)
     rgb(background)  # raises if it is no colour
     model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
     images, masks = _as_list("image", image), _as_list("mask_image", mask_image)
@@ -74,15 +82,18 @@ def make_batch(
     images = [_in_model_mode(one, image_shape, background) for one in images]
     looks = [Look(_profile(one), alpha) for one, alpha in zip(images, alphas, strict=True)]
     if resize:
-        images, masks = resize_together(images, masks, image_shape, background)
+        images, masks = resize_together(images, masks, image_shape, background, soft_masks=soft_mask)
     pixels = [image_pixels(one, image_shape) for one in images]
-    holes = np.stack([mask_to_array(mask, image_shape) for mask in masks])
+    holes = np.stack([mask_to_array(mask, image_shape, soft=soft_mask) for mask in masks])
     if len(holes) not in (1, len(pixels)):
         raise ValueError(
             f"mask_image has {len(holes)} masks, expected 1 or one for each of {len(pixels)} images"
         )
     holes = np.broadcast_to(holes, (len(pixels), *holes.shape[1:]))
-    arrays = [in_model_range(*pair, model_range) for pair in zip(pixels, holes, strict=True)]
+    arrays = [
+        in_model_range(one, None if whole else hole, model_range, noisy=noisy)
+        for one, hole in zip(pixels, holes, strict=True)
+    ]
     if input_range is None:
         is_floating = [one.dtype != np.uint8 for one in pixels]
         _warn_if_none_is_negative(np.stack(arrays)[is_floating], holes[is_floating])

@@ -23,7 +23,9 @@ ROUNDING = 8  # the largest difference, in levels, of a pixel that was not paint
 LARGEST_SHARE = 0.9  # of the picture
 
 
-def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = False) -> Image.Image:
+def read_mask(
+    words: str, image: Image.Image, key: jax.Array, *, invert: bool = False, soft: bool = False
+) -> Image.Image:
     """Make a mask from its description on the command line.
 
     Args:
@@ -33,6 +35,7 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
         image: the picture to inpaint. It is turned upright.
         key: the key of a random mask.
         invert: whether to invert the mask, so that white inpaints and black keeps.
+        soft: whether grey counts: only white keeps a pixel exactly.
 
     Raises:
         ValueError: if the description is not valid, or the mask has no pixels to fill.
@@ -60,7 +63,7 @@ def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = 
     mask = grey_mask(mask)
     if invert:
         mask = ImageOps.invert(mask)
-    if np.asarray(mask).min() >= 128:
+    if np.asarray(mask).min() >= (255 if soft else 128):
         raise ValueError(
             f"mask is {words}, which keeps every pixel, expected a mask with pixels to inpaint"
         )

@@ -44,14 +44,14 @@ are at the smallest level, this is the only error of that step, and the chain co
 one goes to the clean image. The last call runs the model once more, on that image and at the smallest s,
 and adds s/2 eps to the missing pixels.
 
-A pixel that is known with noise c (`noisy_pixels`) is known at the levels s' >= c. There the place of the
-original is taken by y, and the place of the prediction x0 by what it says about the pixel at the level c.
-That is x0 + c^2/s eps, which leaves the noise e = sqrt(s^2 - c^2), of the size e/s eps:
+A pixel that is known with noise c (`noisy_pixels`) is known at the levels s' >= c. There y has the place of
+the original, and the place of x0 has what the model predicts for the pixel at the level c, x0 + c^2/s eps.
+This leaves of the predicted noise s eps the share (e/s)^2, with e = sqrt(s^2 - c^2):
 
-    known   = sqrt(p) (y + G (y - x0 - c^2/s eps) + e' (B e/s eps + sqrt(1 - B^2) z)),  e' = sqrt(s'^2 - c^2)
+    known   = sqrt(p) (y + G (y - x0 - c^2/s eps) + e' (B e/s eps + sqrt(1 - B^2) z))
 
-Then the fixed point is the posterior's for a Gaussian prior, too. At the levels s' < c the pixel is filled
-like a missing one, but returns to y by the bridge. Let u = min(s, c), and X be y if s >= c and otherwise
+With that, the fixed point is the posterior's again. At the levels s' < c, the pixel is filled like a
+missing one, but returns to y by the bridge. Let u = min(s, c), and let X be y if s >= c, and otherwise
 x/sqrt(a):
 
     d       = min(1/3, (s'/u)^2)
@@ -59,10 +59,10 @@ x/sqrt(a):
     w       = (s'^2 - d u^2)/(c^2 - d u^2)
     known   = sqrt(p) ((1 - w) (x0 + d (X - x0)) + w y + sqrt(1 - w) u A (z_prev + z)/2)
 
-The mean of x0 + d (X - x0) is that of the level sqrt(d) u, so the bridge starts there, and the pixel's mean is
-exact for Gaussian priors. If s' = s, this is again a step of Langevin dynamics, along the posterior's score
--eps/s + (y - X)/(c^2 - s^2), and 1 - w times as long. d keeps w from being negative. In the calls that go to
-the clean image, the pixel is a missing one.
+For a Gaussian prior, x0 + d (X - x0) has the mean of the level sqrt(d) u, so the bridge starts there, and
+the mean of the pixel is exact. If s' = s, this is a step of Langevin dynamics as well, along the score of
+the posterior, -eps/s + (y - X)/(c^2 - s^2), of the length (1 - w) s^2 A^2/2. The bound (s'/u)^2 keeps w
+from being negative. In calls that go to the clean image, the pixel is a missing one.
 """
 
 from typing import NamedTuple
@@ -128,22 +128,29 @@ def budget_transition(
         e, next_e = (jnp.sqrt(jnp.maximum(level**2 - c**2, 0)) for level in (s, next_s))
         y = original_image + correction * (original_image - x0 - c**2 / s * eps)
         given = y + next_e * (feedback * e / s * eps + jnp.sqrt(1 - feedback**2) * z)
-        noise = (previous_z + z) / 2
-        free = row.next_signal * _free(s, next_s, sample / row.signal, x0, original_image, c, noise)
-        known = jnp.where(next_s >= c, row.next_signal * given, jnp.where(next_s > 0, free, unknown))
+        x = jnp.where(s >= c, original_image, sample / row.signal)
+        free = _returning_to_y(s, next_s, x, x0, original_image, c, (previous_z + z) / 2)
+        known = jnp.where(next_s > 0, row.next_signal * free, unknown)
+        known = jnp.where(next_s >= c, row.next_signal * given, known)
     return mask * known + (1 - mask) * unknown, x0
 
 
-def _free(
-    s: jax.Array, next_s: jax.Array, x: jax.Array, x0: jax.Array, y: jax.Array, c: jax.Array, noise: jax.Array
+def _returning_to_y(
+    s: jax.Array,
+    next_s: jax.Array,
+    x: jax.Array,
+    x0: jax.Array,
+    y: jax.Array,
+    c: jax.Array,
+    noise: jax.Array,
 ) -> jax.Array:
-    """Return the pixels that are known with noise c at a level below c, over the signal of that level."""
-    c = jnp.where(c > 0, c, 1)  # where it is 0, the pixel is not free
-    u, x = jnp.minimum(s, c), jnp.where(s >= c, y, x)
-    ratio = jnp.minimum(next_s, c) / u
+    """Return the pixels that are known with noise c over their signal, at the level s' < c."""
+    c = jnp.where(c > 0, c, 1)  # a pixel with c = 0 is always known
+    u, next_s = jnp.minimum(s, c), jnp.minimum(next_s, c)
+    ratio = next_s / u
     d = jnp.minimum(_DENOISE_TO, ratio**2)
     amplitude = jnp.sqrt(2 * jnp.sqrt(ratio) * (ratio - d))
-    w = bridge_weight(d * u**2, jnp.minimum(next_s, c) ** 2, c**2)
+    w = bridge_weight(d * u**2, next_s**2, c**2)
     return (1 - w) * (x0 + d * (x - x0)) + w * y + jnp.sqrt(1 - w) * u * amplitude * noise
 
 

@@ -21,9 +21,7 @@ def check_int(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
-def checked_calls(
-    preview_calls: Sequence[int] | None, bound: str, num_calls: int
-) -> tuple[int, ...]:
+def checked_calls(preview_calls: Sequence[int] | None, bound: str, num_calls: int) -> tuple[int, ...]:
     """Return preview_calls as a tuple, or raise if they are not different calls below num_calls."""
     if not isinstance(preview_calls, Sequence | np.ndarray | None):
         raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
@@ -58,6 +56,12 @@ def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r}, expected {expected}")
     return float(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise if a value is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

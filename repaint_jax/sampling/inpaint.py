@@ -6,9 +6,14 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from repaint_jax.sampling.carry_types import with_type_of_output
+from repaint_jax.sampling.chain_start import (
+    check_initial_sample,
+    first_sample,
+    known_to_chain,
+    noise_of_chain,
+)
 from repaint_jax.sampling.checks import (
     check_callable,
     check_floating,
@@ -17,10 +22,14 @@ from repaint_jax.sampling.checks import (
     check_like_image,
     checked_calls,
 )
-from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
-from repaint_jax.sampling.noisy_pixels import Observation, checked_noise, with_content_of_hole
+from repaint_jax.sampling.keys import is_key_vector, working_dtype
+from repaint_jax.sampling.noisy_pixels import Observation, checked_noise
 from repaint_jax.sampling.progress import report, with_progress
-from repaint_jax.sampling.scheduler import RePaintSchedulerState, level_of_start, schedule_of, without_missing
+from repaint_jax.sampling.scheduler import (
+    RePaintSchedulerState,
+    schedule_of,
+    without_missing,
+)
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -82,21 +91,28 @@ def inpaint(
             image's shape and dtype, and the timestep is an int32 scalar.
         params: the model's parameters, any pytree.
         original_image: the image to inpaint, [..., H, W, C] or any shape, floating, in [-1, 1]. Where the
-            mask is 0 its values do not matter; they may be NaN or infinite.
+            mask is 0 its values do not matter and may be NaN or infinite, unless state has a strength below
+            1.
         mask: 1 keeps a pixel, 0 inpaints it, and values between 0 and 1 blend. Floating, of the image's
             rank; each axis is equal to the image's or 1.
         key: a key, or a vector of B keys. With a vector the leading axis is a batch, and image i depends
             on key[i] alone. With JAX's "rbg" keys it depends on the whole vector, because JAX draws the
             numbers of a batch from its first key.
-        initial_sample: the sample to start from, of the image's shape; None means standard Gaussian noise.
+        initial_sample: the sample to start from, of the image's shape; None means standard Gaussian noise,
+            or the noised image if state has a strength below 1.
+        observation_noise: standard deviation c of the noise in the known pixels of original_image, in the
+            image's units: a number, or a floating array of the image's rank with each axis equal or 1.
+            Where it is above 0, a known pixel y = x0 + c n, with a standard Gaussian n, does not come
+            back as it is. At infinitely many calls the result is a draw of x0 given all y.
         preview_calls: model calls, in 0..num_model_calls-1, whose `pred_original_sample` to return.
         progress: a function that is called on the host as `progress(calls_done)` after each model call.
             With it, `inpaint` returns when the chain is done. It may be a new function for each call.
 
     Returns:
-        The inpainted image, of the original image's shape and dtype. Its known pixels are those of the
-        original bit for bit, unless known_region is "before_model" in a schedule of `set_timesteps`. With
-        preview_calls, a pair of the image and the previews [len(preview_calls), *image shape].
+        The inpainted image, of the original image's shape and dtype. Its known pixels without noise are
+        those of the original bit for bit, unless known_region is "before_model" in a schedule of
+        `set_timesteps`. With preview_calls, a pair of the image and the previews [len(preview_calls),
+        *image shape].
 
     Raises:
         ValueError: the state has no schedule, or a shape, a rank or a value is wrong. Values on the device
@@ -114,7 +130,7 @@ def inpaint(
     _check_arguments(model_fn, original_image, mask, key, progress)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
     calls = checked_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
-    _check_initial_sample(state, initial_sample, original_image)
+    check_initial_sample(state, initial_sample, original_image)
     known = Observation(original_image, mask, checked_noise(observation_noise, original_image))
     run = partial(_run_chain, state, model_fn, params, known, key, initial_sample, calls)
     image, previews = with_progress(run, progress)
@@ -154,12 +170,11 @@ def start_chain(
     schedule = schedule_of(state)
     is_key_vector(key)
     check_floating("original_image", original_image)
-    _check_initial_sample(state, initial_sample, original_image)
-    dtype, shape = working_dtype(jnp.result_type(original_image)), jnp.shape(original_image)
+    check_initial_sample(state, initial_sample, original_image)
+    dtype = working_dtype(jnp.result_type(original_image))
     if initial_sample is None:
-        sample = _start(state, jnp.asarray(original_image, dtype), key)
-    else:
-        sample = jnp.asarray(initial_sample, dtype)
+        initial_sample = first_sample(state, jnp.asarray(original_image, dtype), key)
+    sample = jnp.asarray(initial_sample, dtype)
     return ChainCarry(sample, schedule.first_memory(sample), jnp.int32(0))
 
 
@@ -227,6 +242,7 @@ def continue_chain(
         key: see `inpaint`.
         carry: the carry from `start_chain` or from the previous stretch.
         num_calls: number of model calls to run. Each new number compiles again.
+        observation_noise: see `inpaint`. It must be the same in all stretches, as the arguments are.
         preview_calls: calls of this stretch, in 0..num_calls-1, whose `pred_original_sample` to return.
         progress: a function that is called on the host as `progress(calls_done)` after each model call.
 
@@ -295,34 +311,6 @@ def _check_arguments(
     check_image_and_mask(original_image, mask)
 
 
-def _check_initial_sample(
-    state: RePaintSchedulerState, initial_sample: jax.Array | None, original_image: jax.Array
-) -> None:
-    if initial_sample is None:
-        return
-    if state.starts_from_image:
-        raise ValueError(
-            "initial_sample is given and state has a strength below 1, expected only one of them: "
-            "its chains start from the noised image"
-        )
-    check_like_image("initial_sample", initial_sample, original_image)
-
-
-def _start(state: RePaintSchedulerState, image: jax.Array, key: jax.Array) -> jax.Array:
-    """Return the sample that a chain starts from: noise, or the noised image."""
-    z = _noise_of(key, 0, image.shape, image.dtype)
-    if not state.starts_from_image:
-        return z
-    signal, noise = level_of_start(state)
-    return signal * image + noise * z
-
-
-def _noise_of(key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draw the chain's noise number `index`: 0 is the start, and i + 1 belongs to model call i."""
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
-    return gaussian(fold_in(key, index), shape, dtype)
-
-
 @partial(jax.jit, static_argnames=("model_fn", "preview_calls"))
 def _run_chain(
     state: RePaintSchedulerState,
@@ -357,10 +345,7 @@ def _run_calls(
     image_dtype, dtype = known.image.dtype, carry.sample.dtype
     config, schedule = state.config, schedule_of(state)
     rows = schedule.rows()
-    if state.starts_from_image:
-        start = _start(state, known.image.astype(dtype), key)
-        known = with_content_of_hole(known, start, *level_of_start(state))
-    original_image, mask, observation_noise = known
+    original_image, mask, observation_noise = known_to_chain(state, known, key, dtype)
     original_image = without_missing(original_image, mask)
     num_model_calls = len(rows.timestep)
     # slots[i] is the index at which the preview of the stretch's call i is stored. Calls without a preview
@@ -379,7 +364,7 @@ def _run_calls(
         sample, memory, previews = carry
         (index, row), slot = call
         model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
-        z = _noise_of(key, index + 1, sample.shape, dtype)
+        z = noise_of_chain(key, index + 1, sample.shape, dtype)
         sample, memory, x0 = schedule.transition(
             config, row, model_output, sample, memory, original_image, mask, z, observation_noise
         )

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from repaint_jax.sampling.checks import check_floating, check_noise
 
@@ -37,7 +38,7 @@ class Observation(NamedTuple):
 
 
 def bridge_weight(t_squared: jax.Array, s_squared: jax.Array, c_squared: jax.Array) -> jax.Array:
-    """Return w, the share of the way to y that a pixel goes from the level t to the level s; t <= s <= c."""
+    """Return w, the share of the way to y that a pixel goes from a level t up to a level s <= c."""
     to_y = c_squared - t_squared
     return jnp.where(to_y > 0, (s_squared - t_squared) / jnp.where(to_y > 0, to_y, 1), 0)
 
@@ -61,22 +62,38 @@ def with_content_of_hole(
     return Observation(jnp.where(hole, start / signal, image), jnp.where(hole, 1, mask), c)
 
 
+def noise_of_mask(
+    mask: NDArray[np.floating], observation_noise: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | float]:
+    """Return the mask of the pixels that are known at all, and their noise c (a number if all have it).
+
+    A soft mask's value m is the abar of the level at which its pixel is known, 1/(1 + c^2), as m in
+    sqrt(m) y + sqrt(1 - m) z. So its c^2 is (1 - m)/m, to which the square of observation_noise is added.
+
+    Args:
+        mask: values in [0, 1]: 1 is known up to the observation noise, 0 not at all.
+        observation_noise: the standard deviation of the noise of all known pixels.
+    """
+    known = (mask > 0).astype(np.float32)
+    if np.array_equal(known, mask):
+        return known, observation_noise
+    m = np.where(mask > 0, mask, 1).astype(np.float64)
+    return known, np.sqrt((1 - m) / m + observation_noise**2).astype(np.float32)
+
+
 def checked_noise(observation_noise: Any, original_image: jax.Array) -> jax.Array | None:
     """Return c as an array, or None if it is the number 0; raise if it is neither a number nor an array."""
-    shape = jnp.shape(original_image)
-    if isinstance(observation_noise, jax.Array | np.ndarray) and observation_noise.ndim:
-        check_floating("observation_noise", observation_noise)
-        fits = observation_noise.ndim == len(shape) and all(
-            m in (1, n) for m, n in zip(observation_noise.shape, shape, strict=True)
+    if not isinstance(observation_noise, jax.Array | np.ndarray):
+        number = check_noise("observation_noise", observation_noise)
+        return None if number == 0 else jnp.float32(number)
+    check_floating("observation_noise", jnp.asarray(observation_noise))
+    shape, image_shape = observation_noise.shape, jnp.shape(original_image)
+    fits = len(shape) == len(image_shape) and all(
+        m in (1, n) for m, n in zip(shape, image_shape, strict=True)
+    )
+    if shape and not fits:
+        raise ValueError(
+            f"observation_noise has shape {shape}, expected a number, or the rank of original_image's "
+            f"{image_shape} with each axis equal or 1"
         )
-        if not fits:
-            raise ValueError(
-                f"observation_noise has shape {observation_noise.shape}, expected a number, or the rank of "
-                f"original_image's {shape} with each axis equal or 1"
-            )
-        return jnp.asarray(observation_noise)
-    if isinstance(observation_noise, jax.Array):
-        check_floating("observation_noise", observation_noise)
-        return observation_noise
-    number = check_noise("observation_noise", observation_noise)
-    return None if number == 0 else jnp.float32(number)
+    return jnp.asarray(observation_noise)

@@ -145,8 +145,8 @@ def set_timesteps(
 
     Raises:
         TypeError: a number is not an integer, or strength is not a number.
-        ValueError: a number is outside its range, or strength leaves no level. With undo="diffusers", T is clamped and jump lengths that
-            do not fit are ignored, as in diffusers.
+        ValueError: a number is outside its range, or strength leaves no level. With undo="diffusers", T is
+            clamped and jump lengths that do not fit are ignored, as in diffusers.
 
     Warns:
         UserWarning: the chain starts from pure noise at a timestep at which the model expects a visible

@@ -13,9 +13,9 @@ k - 1, x the sample, m the mask, and z and z' standard Gaussians:
 
 Line 5, as printed in the paper, scales the noise by 1 - p. The correct factor is the square root.
 
-A pixel that is known with noise c (`noisy_pixels`) is known at the levels whose s = sqrt((1 - p)/p) is at least
-c, with y in the place of x_original and the noise sqrt(s^2 - c^2) in the place of s. Below c it takes the step
-of DDPM, with eta = 1, because without fresh noise it would not reach its posterior. A jump up returns it to y
+A pixel that is known with noise c (`noisy_pixels`) is known at the levels whose s = sqrt((1 - p)/p) is at
+least c, with y in the place of x_original and the noise sqrt(s^2 - c^2) in that of s. Below c it takes the
+step of DDPM, with eta = 1: it starts from y, and would have no spread without fresh noise. Jumps take it up
 by the bridge.
 """
 

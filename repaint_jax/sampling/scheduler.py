@@ -277,16 +277,10 @@ def levels_left(strength: float, num_levels: int, name: str) -> int:
     left = int(num_levels * check_strength(strength))
     if left < 1:
         raise ValueError(
-            f"strength is {strength}, expected at least 1/{num_levels}: it leaves none of {name}={num_levels} "
-            "noise levels"
+            f"strength is {strength}, expected at least 1/{num_levels}: it leaves none of the noise levels "
+            f"of {name}={num_levels}"
         )
     return left
-
-
-def level_of_start(state: RePaintSchedulerState) -> tuple[jax.Array, jax.Array]:
-    """Return the signal sqrt(abar) and the noise sqrt(1 - abar) of the level that a chain starts from."""
-    first = jnp.asarray(state.timesteps)[0]
-    return jnp.sqrt(state.alphas_cumprod[first]), state.sqrt_one_minus_alphas_cumprod[first]
 
 
 def without_missing(original_image: jax.Array, mask: jax.Array) -> jax.Array:
