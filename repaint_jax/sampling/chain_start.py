@@ -33,11 +33,15 @@ def check_initial_sample(
 
 def first_sample(state: RePaintSchedulerState, image: jax.Array, key: jax.Array) -> jax.Array:
     """Return the sample that a chain starts from: noise or, with a strength below 1, the noised image."""
-    z = noise_of_chain(key, 0, image.shape, image.dtype)
-    if not state.starts_from_image:
-        return z
+    if state.starts_from_image:
+        return _noised_image(state, image, key)
+    return noise_of_chain(key, 0, image.shape, image.dtype)
+
+
+@jax.jit  # so that it is rounded alike inside and outside of a chain's program
+def _noised_image(state: RePaintSchedulerState, image: jax.Array, key: jax.Array) -> jax.Array:
     signal, noise = (level.astype(image.dtype) for level in _level_of_start(state))
-    return signal * image + noise * z
+    return signal * image + noise * noise_of_chain(key, 0, image.shape, image.dtype)
 
 
 def known_to_chain(
