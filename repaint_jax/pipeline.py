@@ -14,6 +14,7 @@ from repaint_jax.pipeline_chain import (
     Chain,
     ImagePipelineOutput,
     WatchedPictures,
+    check_noise_of_latents,
     choose_timesteps,
     make_chain,
     rows_on_devices,
@@ -213,7 +214,7 @@ class RePaintPipeline(DiffusionModel):
     ) -> Chain:
         check_int("num_samples", num_samples, 1)
         observation_noise = check_noise("observation_noise", observation_noise)
-        self.check_observation(options.get("soft_mask", False), observation_noise)
+        check_noise_of_latents(self.latents, options.get("soft_mask", False), observation_noise)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
         noisy, whole = observation_noise > 0, state.starts_from_image
         batch = make_batch(image, mask_image, self.image_shape, noisy=noisy, whole=whole, **of_pictures)
@@ -227,16 +228,6 @@ class RePaintPipeline(DiffusionModel):
         return make_chain(
             state, model_fn, params, batch, key, num_samples, rows, devices, self.latents, observation_noise
         )
-
-    def check_observation(self, soft_mask: bool, observation_noise: float) -> None:
-        """Raise ValueError if this is a latent model, and some pixels are known with noise."""
-        given = {"soft_mask": soft_mask, "observation_noise": observation_noise}
-        for name, value in given.items():
-            if self.latents is not None and value:
-                raise ValueError(
-                    f"{name} is {value}, expected {type(value)()}: the noise of pixels is not that of "
-                    "latents, and this is a latent model"
-                )
 
     def set_timesteps(
         self,

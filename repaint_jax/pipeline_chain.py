@@ -80,6 +80,19 @@ def choose_timesteps(
     return set_timesteps(create_state(config), **chosen, strength=strength)
 
 
+def check_noise_of_latents(latents: LatentSpace | None, soft_mask: bool, observation_noise: float) -> None:
+    """Raise ValueError if the model is one of latents, and known pixels have noise."""
+    for name, value, none in (
+        ("soft_mask", soft_mask, False),
+        ("observation_noise", observation_noise, 0.0),
+    ):
+        if latents is not None and value != none:
+            raise ValueError(
+                f"{name} is {value}, expected {none}: the noise of pixels is not that of latents, and this "
+                "is a latent model"
+            )
+
+
 def rows_on_devices(
     num_images: int, num_samples: int, params: Any
 ) -> tuple[NDArray[np.intp], list[jax.Device]]:

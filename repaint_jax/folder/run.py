@@ -43,6 +43,7 @@ from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
 from repaint_jax.pictures.datasets import name_bytes
 from repaint_jax.pictures.images import array_to_pil, open_image, save_picture
 from repaint_jax.pipeline import RePaintPipeline
+from repaint_jax.pipeline_chain import check_noise_of_latents
 from repaint_jax.sampling.checks import check_int, check_noise
 from repaint_jax.sampling.keys import seed_key
 
@@ -139,7 +140,7 @@ def inpaint_folder(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
     observation_noise = check_noise("observation_noise", observation_noise)
-    pipe.check_observation(soft_mask, observation_noise)
+    check_noise_of_latents(pipe.latents, soft_mask, observation_noise)
     images, masks, output = Path(images), Path(masks), Path(output)
     background_colour = rgb(background)
     names = pictures_to_inpaint(images)
