@@ -93,3 +93,20 @@ def test_train_autoencoder_refuses_in_one_sentence(tmp_path, monkeypatch, capsys
     assert stopped.value.code == 2
     assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_script_for_an_accelerator_can_be_rehearsed(tmp_path: Path) -> None:
+    script = EXAMPLES[0].parent / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out", "--rehearse"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, row = (tmp_path / "out" / "benchmarks.md").read_text().splitlines()
+    assert re.match(r"\| tiny, 8 px \| 2 \| [\d.]+ ms \| [\d.]+ ms \| [\d.]+ \| [\d.]+ s \|", row)
+    assert (tmp_path / "out" / "model" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) <= 8 and max(path.stat().st_size for path in files) < 2**24

@@ -113,6 +113,34 @@ def test_alpha_orientation_and_profile_are_those_of_the_picture(pipe) -> None:
     assert picture.getchannel("A").tobytes() == upright.tobytes()
 
 
+def test_soft_pixels_of_a_window_stay_near_what_is_there(pipe) -> None:
+    photo = Image.fromarray(PHOTO[..., 0] // 2 + 64)
+    soft = np.full((60, 80), 255, np.uint8)
+    soft[20:30, 30:42] = 253  # known up to noise of .089 in [-1, 1], which is 11 levels
+    (picture,) = run(pipe, photo, Image.fromarray(soft), soft_mask=True, num_model_calls=32).images
+    difference = np.abs(np.asarray(picture).astype(int) - np.asarray(photo))
+    assert (difference[soft == 255] == 0).all()
+    assert 3 < difference[soft < 255].mean() < 20
+
+
+def test_a_window_is_edited_from_what_is_there(pipe) -> None:
+    photo = Image.fromarray(np.full((60, 80), 200, np.uint8))
+    (picture,) = run(pipe, photo, MASK, strength=0.05, num_model_calls=32).images
+    hole = np.asarray(MASK) == 0
+    difference = np.abs(np.asarray(picture).astype(int) - 200)
+    assert (difference[~hole] == 0).all()
+    assert 0 < difference[hole].mean() < 30  # of about 80 if it were filled anew
+
+
+def test_noise_around_windows_is_refused(pipe) -> None:
+    with pytest.raises(ValueError, match="observation_noise is 0.1, expected 0 with fit='crop'"):
+        run(pipe, Image.fromarray(PHOTO[..., 0]), MASK, observation_noise=0.1)
+    noisy = Image.fromarray(PHOTO[:16, :24, 0])
+    mask = Image.new("L", (24, 16), 255)
+    (picture,) = run(pipe, noisy, mask, observation_noise=0.1, fit="native").images
+    assert (np.asarray(picture) != np.asarray(noisy)).mean() > 0.9
+
+
 # Batches, arrays and keys
 
 

@@ -101,6 +101,29 @@ def test_known_pixels_come_back_exactly_and_what_is_in_the_hole_does_not_matter(
     assert np.abs(results[0]).max() <= 1
 
 
+def test_strength_starts_from_the_latents_of_the_whole_picture(latent_pipe) -> None:
+    """At the cleanest level alone, little of the picture changes: its latents come back decoded."""
+    result = latent_pipe(IMAGE, MASK, **CALLS, strength=0.001, output_type="jax").images[0]
+    autoencoder = latent_pipe.latents.autoencoder()
+    decoded = autoencoder.decode(autoencoder.encode(IMAGE[None]))[0]
+    corrected = np.clip(decoded, -1, 1)
+    corrected = corrected + reference.continued(IMAGE - corrected, MASK, reach=2)
+    inside = (MASK == 0)[..., 0]
+    there = np.abs(np.asarray(result) - np.clip(corrected, -1, 1))[inside].mean()
+    without = latent_pipe(IMAGE, MASK, **CALLS, output_type="jax").images[0]
+    assert there < np.abs(np.asarray(without) - corrected)[inside].mean() / 4
+    np.testing.assert_array_equal(np.where(MASK == 1, result, 0), np.where(MASK == 1, IMAGE, 0))
+    with pytest.raises(ValueError, match=r"image has values that are not in \[-1, 1\]: nan"):
+        latent_pipe(np.where(MASK == 1, IMAGE, np.nan), MASK, **CALLS, strength=0.5)
+
+
+def test_noise_of_pixels_is_refused(latent_pipe) -> None:
+    with pytest.raises(ValueError, match=r"soft_mask is True, expected False: .* this is a latent model"):
+        latent_pipe(IMAGE, MASK, **CALLS, soft_mask=True)
+    with pytest.raises(ValueError, match=r"observation_noise is 0\.1, expected 0\.0: .* a latent model"):
+        latent_pipe(IMAGE, MASK, **CALLS, observation_noise=0.1)
+
+
 @pytest.mark.slow
 def test_previews_and_watched_pictures_are_pictures(latent_pipe) -> None:
     picture = Image.fromarray(np.uint8(127.5 * (IMAGE + 1)))

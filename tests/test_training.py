@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import repaint_jax as rp
 from repaint_jax.cli.main import main
-from repaint_jax.models import UNet2DConfig
+from repaint_jax.models import UNet2DConfig, nnx_model_fn
 from repaint_jax.models.families import EDM, Flow, ScoreVE
 from repaint_jax.models.pretrained import save_pretrained
 from repaint_jax.sampling import noise_levels
@@ -195,6 +195,27 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(first_moment["a"], 0.1 * 0.6, rtol=1e-5)
     np.testing.assert_allclose(first_moment["b"], 0.1 * 0.8, rtol=1e-5)
+
+
+def test_bfloat16_is_the_arithmetic_of_the_network_alone(unet, images) -> None:
+    model_fn, params = nnx_model_fn(unet)
+    batch = np.repeat(images[:1] / np.float32(127.5) - 1, 32, axis=0)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        seen = set()
+
+        def watched(params, sample, timesteps, seen=seen):
+            seen.update({sample.dtype.name, *(leaf.dtype.name for leaf in jax.tree.leaves(params))})
+            return model_fn(params, sample, timesteps)
+
+        train_step = make_train_step(dataclasses.replace(CONFIG, dtype=dtype), watched, ABAR)
+        state, loss = train_step(create_train_state(CONFIG, params), batch)
+        assert seen == {dtype}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema_params))} == {
+            "float32"
+        }
+        losses[dtype] = float(loss)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
 def test_average_follows_the_weights(model, images) -> None:

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, random pictures")
     options = parser.parse_args()
     start = time.monotonic()
-    seconds = 60 * (3 if options.rehearse else options.minutes)
+    seconds = 60 * (60 if options.rehearse else options.minutes)  # a rehearsal ends by itself
     sizes = REHEARSAL if options.rehearse else FULL
     trains = options.rehearse or options.pictures is not None
     options.output.mkdir(parents=True, exist_ok=True)

@@ -99,9 +99,9 @@ def inpaint(options: argparse.Namespace) -> int:
     if options.keep_alpha:
         _check_keeps_alpha(options)
     rgb(options.background)  # raises if it is no colour
-    if options.compare and (options.preview is not None or _schedule(options)):
+    if options.compare and (options.preview is not None or _schedule(options) or options.strength != 1):
         raise ValueError(
-            f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
+            f"--compare is {' '.join(options.compare)}, expected it without --preview, --strength and "
             "another schedule"
         )
     image = open_image(options.image)
@@ -112,7 +112,7 @@ def inpaint(options: argparse.Namespace) -> int:
         invert=options.invert_mask,
         colour=options.mask_colour,
     )
-    check_hole(options.mask, mask)
+    check_hole(options.mask, mask, soft=options.soft_mask)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
@@ -122,13 +122,15 @@ def inpaint(options: argparse.Namespace) -> int:
         "background": options.background,
         "grow_mask": options.grow_mask,
         "feather": options.feather,
+        "soft_mask": options.soft_mask,
+        "observation_noise": options.observation_noise,
     }
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
         save_picture(_comparison(options, pipe, image, mask, {**reading, **guidance}), options.output)
         print(f"wrote {options.output}")
         return 0
-    state = pipe.set_timesteps(**_schedule(options))
+    state = pipe.set_timesteps(**_schedule(options), strength=options.strength)
     calls: tuple[int, ...] = ()
     if options.preview is not None:
         calls = calls_to_show(options.preview, state.num_model_calls or 0)
@@ -208,7 +210,7 @@ def folder(options: argparse.Namespace) -> int:
         options.images,
         options.masks,
         options.output,
-        schedule=_schedule(options),
+        schedule=_schedule(options) | ({"strength": options.strength} if options.strength != 1 else {}),
         seed=options.seed,
         num_samples=options.num_samples,
         batch_size=options.batch_size,
@@ -220,6 +222,8 @@ def folder(options: argparse.Namespace) -> int:
         mask_colour=options.mask_colour,
         grow_mask=options.grow_mask,
         feather=options.feather,
+        soft_mask=options.soft_mask,
+        observation_noise=options.observation_noise,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,

@@ -403,6 +403,27 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, default=1.0, help="strength of the classifier's guidance"
     )
     _add_dtype(parser)
+    known = parser.add_argument_group("what is known of a picture")
+    known.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="share of the noise levels to use, above 0 and at most 1; below 1, the hole is filled "
+        "starting from what is there",
+    )
+    known.add_argument(
+        "--soft-mask",
+        action="store_true",
+        help="keep grey in the mask: results may deviate there, the more the darker it is",
+    )
+    known.add_argument(
+        "--observation-noise",
+        type=float,
+        default=0.0,
+        metavar="SIGMA",
+        help="standard deviation of the noise in known pixels, which is then removed; black is -1 and "
+        "white 1",
+    )
 
 
 def _add_mask_options(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,8 @@ from repaint_jax.pictures.fillings import Filling
 from repaint_jax.pictures.images import open_image
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT
 from repaint_jax.pipeline import RePaintPipeline
-from repaint_jax.sampling.checks import check_int
+from repaint_jax.pipeline_chain import check_noise_of_latents
+from repaint_jax.sampling.checks import check_int, check_noise
 from repaint_jax.sampling.keys import seed_key
 
 
@@ -62,6 +63,8 @@ def inpaint_folder(
     mask_colour: Colour | None = None,
     grow_mask: int = 0,
     feather: int = 0,
+    soft_mask: bool = False,
+    observation_noise: float = 0.0,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     official_layout: bool = False,
@@ -100,6 +103,9 @@ def inpaint_folder(
         grow_mask: the number of pixels by which holes grow, as for a call of the pipeline.
         feather: the number of pixels in which results fade into their pictures, as for a call of the
             pipeline.
+        soft_mask: whether mask values between 0 and 1 are kept, as for a call of the pipeline.
+        observation_noise: the standard deviation of the noise in known pixels, as for a call of the
+            pipeline. Above 0, known pixels do not keep their values.
         class_label: the class label of all pictures, see `RePaintPipeline`.
         guidance_scale: the strength of the guidance, see `RePaintPipeline`.
         official_layout: whether to write the four folders of the official code: `inpainted`, `gt`,
@@ -133,6 +139,8 @@ def inpaint_folder(
         raise ValueError(
             f"process_index is {process_index}, expected less than process_count={process_count}"
         )
+    observation_noise = check_noise("observation_noise", observation_noise)
+    check_noise_of_latents(pipe.latents, soft_mask, observation_noise)
     images, output = Path(images), Path(output)
     background_colour = rgb(background)
     kind_of_masks, masks_path = divided(masks)
@@ -171,6 +179,8 @@ def inpaint_folder(
         "mask_colour": None if mask_colour is None else "#{:02x}{:02x}{:02x}".format(*rgb(mask_colour)),
         "grow_mask": grow_mask,
         "feather": feather,
+        "soft_mask": soft_mask,
+        "observation_noise": observation_noise,
         "class_label": class_label,
         "guidance_scale": guidance_scale,
         "official_layout": official_layout,
@@ -198,6 +208,8 @@ def inpaint_folder(
         keep_alpha=keep_alpha,
         grow_mask=grow_mask,
         feather=feather,
+        soft_mask=soft_mask,
+        observation_noise=observation_noise,
     )
     with_mask = partial(picture_and_mask, invert=invert_mask, colour=mask_colour)
 
@@ -207,7 +219,15 @@ def inpaint_folder(
         return make_filling(*with_mask(mask_of[name], open_image(images / name), key))
 
     load = partial(load_batch, read, seed_key(seed))
-    chains = ChainRunner(state, model_of, batch_size, checkpoint_every, output / CHAINS, pipe.latents)
+    chains = ChainRunner(
+        state,
+        model_of,
+        batch_size,
+        checkpoint_every,
+        output / CHAINS,
+        pipe.latents,
+        observation_noise,
+    )
     total = sum(len(batch) for _, batch in batches)
     done = total - sum(len(batch) for _, batch in unfinished)
     with tqdm(total=total, initial=done, unit="result", disable=None) as bar:

@@ -25,7 +25,7 @@ from repaint_jax.pictures.images import (
     uint8_to_array,
 )
 from repaint_jax.pictures.windows import Canvas
-from repaint_jax.sampling.checks import check_choice, check_int
+from repaint_jax.sampling.checks import check_choice, check_flag, check_int
 
 OUTPUT_TYPES = ("pil", "np", "jax")
 
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """Pictures and their masks."""
 
     images: NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
-    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones
+    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones; soft ones have values between them
     looks: Sequence[Look]  # [N]
     fades: Sequence[Fade]  # [N]
 
@@ -60,6 +60,9 @@ def make_batch(
     input_range: Range | None = None,
     grow_mask: int = 0,
     feather: int = 0,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> Batch:
     """Convert the pictures and masks that a pipeline takes, to the model's size.
 
@@ -75,6 +78,9 @@ def make_batch(
         grow_mask: the number of pixels by which holes grow, or shrink if it is negative.
         feather: the width of the rim in which results fade into their pictures. The masks of the batch are
             0 there, too.
+        soft_mask: whether masks keep values between 0 and 1.
+        noisy: whether floating arrays may have finite values outside the range.
+        whole: whether what is in the hole matters, too.
     """
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     if keep_alpha:
@@ -83,9 +89,10 @@ def make_batch(
             look if look.alpha is None else look._replace(alpha=resized(look.alpha, size)) for look in looks
         ]
     if resize:
-        images, masks = resize_together(images, masks, image_shape, background)
+        images, masks = resize_together(images, masks, image_shape, background, soft_masks=soft_mask)
     shapes = [image_shape] * len(images)
-    pixels, holes, fades = _checked(images, masks, shapes, input_range, grow_mask, feather)
+    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
+    pixels, holes, fades = inputs
     in_range = [uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels]
     return Batch(np.stack(in_range), np.stack(holes), looks, fades)
 
@@ -100,11 +107,14 @@ def make_canvases(
     input_range: Range | None = None,
     grow_mask: int = 0,
     feather: int = 0,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> tuple[list[Canvas], Sequence[Look]]:
     """Convert pictures and masks of any size, see `make_batch`."""
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     shapes = [_own_shape(one, image_shape[-1]) for one in images]
-    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather)
+    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
     return [Canvas(*of_one) for of_one in zip(*inputs, strict=True)], looks
 
 
@@ -131,16 +141,23 @@ def _checked(
     input_range: Range | None,
     grow_mask: int,
     feather: int,
+    soft_mask: bool,
+    noisy: bool,
+    whole: bool,
 ) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]], list[Fade]]:
-    """Return pixels, uint8 or in [-1, 1], masks of zeros and ones, and how results fade."""
+    """Return pixels, uint8 or in [-1, 1], masks, and how results fade."""
     check_int("grow_mask", grow_mask, None)
     check_int("feather", feather, 0)
+    check_flag("soft_mask", soft_mask)
     model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
     pixels = [image_pixels(*pair) for pair in zip(images, shapes, strict=True)]
-    holes = [_grown(mask_to_array(*pair), grow_mask) for pair in zip(masks, shapes, strict=True)]
+    holes = [
+        _grown(mask_to_array(*pair, soft=soft_mask), grow_mask) for pair in zip(masks, shapes, strict=True)
+    ]
     floating = [number for number, one in enumerate(pixels) if one.dtype != np.uint8]
     for number in floating:
-        pixels[number] = in_model_range(pixels[number], holes[number], model_range)
+        of_mask = None if whole else holes[number]
+        pixels[number] = in_model_range(pixels[number], of_mask, model_range, noisy=noisy)
     fades: list[Fade] = [None] * len(holes)
     if feather > 0:
         fades = [fading(hole[..., 0] == 0, feather)[..., None] for hole in holes]

@@ -111,9 +111,9 @@ def check_description(words: str, *, invert: bool = False, colour: Colour | None
                 )
 
 
-def check_hole(words: str, mask: Image.Image) -> None:
-    """Raise ValueError if a mask, with this description, has no pixels to fill."""
-    if np.asarray(mask).min() >= 128:
+def check_hole(words: str, mask: Image.Image, *, soft: bool = False) -> None:
+    """Raise ValueError if a mask has no pixels to fill. In a soft mask grey counts."""
+    if np.asarray(mask).min() >= (255 if soft else 128):
         raise ValueError(
             f"mask is {words}, which keeps every pixel, expected a mask with pixels to inpaint"
         )

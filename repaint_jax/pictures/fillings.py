@@ -18,7 +18,7 @@ from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, mak
 from repaint_jax.pictures.blending import faded
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
-from repaint_jax.sampling.checks import check_choice, check_number
+from repaint_jax.sampling.checks import check_choice, check_noise, check_number
 
 FITS = ("exact", "resize", "crop", "native")
 PICTURE_OPTIONS = (
@@ -29,6 +29,7 @@ PICTURE_OPTIONS = (
     "input_range",
     "grow_mask",
     "feather",
+    "soft_mask",
 )  # of `make_filling`
 WINDOWS_AT_ONCE = 16  # in a batch of a chain, so that any number of windows fits the memory
 
@@ -197,6 +198,7 @@ def make_filling(
     num_samples: int = 1,
     fit: str = "exact",
     context: float = DEFAULT_CONTEXT,
+    observation_noise: float = 0.0,
     **of_pictures: Any,
 ) -> Filling:
     """Convert the pictures and masks that a pipeline takes.
@@ -210,6 +212,7 @@ def make_filling(
         num_samples: the number of results for each picture.
         fit: one of `FITS`.
         context: of the windows, see `plan_windows`.
+        observation_noise: the standard deviation of the noise in known pixels. Above 0 they change, too.
         of_pictures: see `make_batch`.
 
     Raises:
@@ -219,6 +222,13 @@ def make_filling(
     check_choice("fit", fit, FITS)
     if not 0 <= check_number("context", context) < math.inf:
         raise ValueError(f"context is {context!r}, expected a number from 0 on")
+    noisy = check_noise("observation_noise", observation_noise) > 0
+    if noisy and fit == "crop":
+        raise ValueError(
+            f"observation_noise is {observation_noise}, expected 0 with fit='crop': the pixels "
+            "around windows stay as they are"
+        )
+    of_pictures["noisy"] = noisy
     if fit in ("exact", "resize"):
         batch = make_batch(image, mask_image, image_shape, resize=fit == "resize", **of_pictures)
         return WholePictures(batch, num_samples)
@@ -227,7 +237,7 @@ def make_filling(
     if fit == "crop":
         plans = [plan_windows(canvas.hole, (height, width), context) for canvas in canvases]
         return WindowedPictures(canvases, plans, (height, width), looks, num_samples, WINDOWS_AT_ONCE)
-    windows = [whole_window(canvas.hole, multiple) for canvas in canvases]
+    windows = [whole_window(canvas.hole | noisy, multiple) for canvas in canvases]
     sizes = sorted({window.hole.shape for window in windows})
     if len(sizes) > 1:
         raise ValueError(

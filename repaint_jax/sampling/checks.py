@@ -62,6 +62,43 @@ def kind_of(value: object) -> str:
     return repr(value) if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"
 
 
+def checked_calls(preview_calls: Sequence[int] | None, bound: str, num_calls: int) -> tuple[int, ...]:
+    """Return preview_calls as a tuple, or raise if they are not different calls below num_calls."""
+    if not isinstance(preview_calls, Sequence | np.ndarray | None):
+        raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
+    calls = tuple(
+        check_int("preview_calls", call, 0) for call in (() if preview_calls is None else preview_calls)
+    )
+    if len(set(calls)) != len(calls):
+        raise ValueError(f"preview_calls is {calls}, expected each call once")
+    for call in calls:
+        if call >= num_calls:
+            raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
+    return calls
+
+
+def check_noise(name: str, value: Any) -> float:
+    """Return a standard deviation as a float, or raise if it is not a finite number of at least 0."""
+    number = check_number(name, value, "a number of at least 0")
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number of at least 0")
+    return number
+
+
+def check_strength(strength: Any) -> float:
+    """Return a strength as a float, or raise if it is not a number above 0 and at most 1."""
+    number = check_number("strength", strength, "a number above 0 and at most 1")
+    if not 0 < number <= 1:
+        raise ValueError(f"strength is {strength}, expected a number above 0 and at most 1")
+    return number
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise if a value is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise if a value is not one of the choices, which are strings or None."""
     if not (value is None or isinstance(value, str)) or value not in choices:

@@ -374,11 +374,11 @@ def test_a_chain_resumes_where_it_was_saved(pipe, work, unbroken, monkeypatch):
 
 
 def interrupted_after(calls: list[int], stretches: int):
-    def continue_chain(*arguments):
+    def continue_chain(*arguments, **options):
         if len(calls) == stretches:
             raise KeyboardInterrupt
         calls.append(arguments[-1])
-        return rp.continue_chain(*arguments)
+        return rp.continue_chain(*arguments, **options)
 
     return continue_chain
 
