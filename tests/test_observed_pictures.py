@@ -238,7 +238,10 @@ def test_a_state_has_its_own_strength(pipe, pixels, keep):
     [
         (["--strength", "2"], "strength is 2.0, expected a number above 0 and at most 1"),
         (["--observation-noise", "-1"], "observation-noise is -1.0, expected a finite number"),
-        (["--strength", "0.5", "--compare", "8", "16"], "expected it without --preview, --strength and"),
+        (
+            ["--strength", "0.5", "--compare", "8", "16"],
+            "expected it without --preview and without another schedule",
+        ),
     ],
 )
 def test_commands_refuse_in_one_sentence(model_folder, pixels, tmp_path, capsys, words, message):

@@ -101,7 +101,7 @@ def inpaint(options: argparse.Namespace) -> int:
     rgb(options.background)  # raises if it is no colour
     if options.compare and (options.preview is not None or _schedule(options) or options.strength != 1):
         raise ValueError(
-            f"--compare is {' '.join(options.compare)}, expected it without --preview, --strength and "
+            f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
             "another schedule"
         )
     image = open_image(options.image)
