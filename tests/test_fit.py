@@ -133,7 +133,7 @@ def test_a_window_is_edited_from_what_is_there(pipe) -> None:
 
 
 def test_noise_around_windows_is_refused(pipe) -> None:
-    with pytest.raises(ValueError, match="observation_noise is 0.1, expected 0 with fit='crop'"):
+    with pytest.raises(ValueError, match=r"observation_noise is 0\.1, expected 0 with fit='crop'"):
         run(pipe, Image.fromarray(PHOTO[..., 0]), MASK, observation_noise=0.1)
     noisy = Image.fromarray(PHOTO[:16, :24, 0])
     mask = Image.new("L", (24, 16), 255)

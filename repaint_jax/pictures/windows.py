@@ -104,8 +104,10 @@ class Canvas:
         """Fill the window's hole with what the model made of it, [h, w, C] in [-1, 1].
 
         The filling is scaled to the window's size. Its difference from the known pixels, which have finer
-        detail, is continued smoothly into the hole and added there, so that no seam shows.
+        detail, is continued smoothly into the hole and added there, so that no seam shows. Pixels that are
+        softly known keep their detail: they change by what the model changed of them.
         """
+        changed = filling - self.cut(window, filling.shape[:2])[0]
         if self._shared:  # large pictures are copied only once they change
             self.pixels, self._mask, self._shared = self.pixels.copy(), self._mask.copy(), False
         (rows, height), (columns, width) = self._sides(window)
@@ -117,6 +119,8 @@ class Canvas:
         filled = _resized(filling, window.hole.shape)[inside]
         if known.any() and window.hole.shape != filling.shape[:2]:
             filled = filled + smooth_continuation(before - filled, known)
+        soft = (self._mask[part] > 0)[..., None]
+        filled = np.where(soft, before + _resized(changed, window.hole.shape)[inside], filled)
         filled = np.clip(filled, -1, 1)[hole]
         self.pixels[part][hole] = array_to_uint8(filled) if self.pixels.dtype == np.uint8 else filled
         self._mask[part][hole] = 1
