@@ -185,7 +185,11 @@ def test_pictures_of_two_sizes_come_back_as_pictures_and_not_as_one_array(pipe) 
 
 
 @pytest.mark.parametrize(
-    "boxes", [[(10, 10, 20, 18), (60, 40, 80, 60)], [(0, 30, 80, 32)]], ids=["two", "line"]
+    "boxes",
+    [
+        pytest.param([(10, 10, 20, 18), (60, 40, 80, 60)], id="two", marks=pytest.mark.slow),
+        pytest.param([(0, 30, 80, 32)], id="line"),
+    ],
 )
 def test_watching_ends_with_the_result_after_the_calls_of_all_windows(pipe, boxes) -> None:
     photo, mask = Image.fromarray(PHOTO[..., 0]), keep_all_but(*boxes)
@@ -238,6 +242,7 @@ def test_a_window_of_an_exact_model_samples_the_posterior_given_what_it_shows() 
 # The network at the picture's own size
 
 
+@pytest.mark.slow
 def test_native_runs_the_network_at_the_pictures_size(unet_pipe) -> None:
     photo = Image.fromarray(PHOTO[:13, :21, 0])
     mask = keep_all_but((3, 3, 9, 9), size=(21, 13))

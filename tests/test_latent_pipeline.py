@@ -157,6 +157,7 @@ def latent_folder(latent_unet, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_an_autoencoder_can_come_from_elsewhere(latent_folder: Path, latent_unet, tmp_path: Path) -> None:
     save_unet2d(latent_unet, tmp_path / "unet")
     shutil.copytree(latent_folder / "scheduler", tmp_path / "scheduler")

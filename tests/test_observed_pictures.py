@@ -64,6 +64,7 @@ def test_the_noise_of_a_mask_is_that_of_the_level_with_its_abar():
     np.testing.assert_array_equal(known, np.round(mask))
 
 
+@pytest.mark.slow
 def test_a_soft_mask_draws_from_the_posterior_of_its_noise():
     """2 x 4 pixels of a Gaussian prior, with its ideal denoiser as the model."""
     places = np.stack(np.meshgrid(np.arange(2), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
@@ -120,6 +121,7 @@ def test_the_pipeline_runs_the_chain_of_inpaint(pipe, pixels, keep, soft):
     np.testing.assert_array_equal(pipe(pixels, keep, state=state, **options).images, edited)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_have_their_own_noise(pipe, pixels, keep, soft):
     options = {**CALLS, "soft_mask": True, "observation_noise": 0.1, "strength": 0.6}
     both = pipe([pixels, pixels], [soft, keep], num_samples=2, **options).images
@@ -137,6 +139,7 @@ def test_the_last_watched_picture_is_the_result(pipe, pixels, soft, options):
     np.testing.assert_allclose(last.images, pipe(pixels, soft, **CALLS, **options).images, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_folders_and_commands_have_the_result_of_the_pipeline(pipe, model_folder, pixels, soft, tmp_path):
     grey = (soft * 255).round().astype(np.uint8)
     for kind, array in (("images", pixels), ("masks", grey)):
@@ -164,6 +167,7 @@ def test_folders_and_commands_have_the_result_of_the_pipeline(pipe, model_folder
     assert np.abs(results[0] - results[2]).max() > 1
 
 
+@pytest.mark.slow
 def test_a_chain_that_was_stopped_goes_on_with_its_noise(pipe, pixels, soft, tmp_path):
     for kind, array in (("images", pixels), ("masks", (soft * 255).round().astype(np.uint8))):
         (tmp_path / kind).mkdir()

@@ -168,6 +168,7 @@ def test_results_have_the_sharding_of_their_batch_on_a_mesh_with_explicit_axes(k
             assert traced.sharding.spec[0] == "batch"
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(vq) -> None:
     images = images_of(1, 4, 4, 3)
     graphdef, params = nnx.split(vq)
@@ -248,6 +249,7 @@ def test_windows_of_a_pixelwise_function_give_the_whole(window: int, height: int
     np.testing.assert_allclose(in_windows(function, jnp.asarray(x), window, 2, 3), whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tiles_of_convolutions_alone_are_the_whole_away_from_seams(random_unet, monkeypatch) -> None:
     monkeypatch.setattr(GroupNorm, "__call__", lambda self, x: x)  # norms see a whole window
     module = random_unet(dataclasses.replace(KL, mid_block_add_attention=False), AutoencoderKL)
@@ -265,6 +267,7 @@ def test_a_picture_no_larger_than_a_tile_is_not_cut() -> None:
     assert in_windows(lambda given: given if given is x else None, x, 4, 2, 1) is x
 
 
+@pytest.mark.slow
 def test_memory_of_tiles_does_not_grow_with_the_picture() -> None:
     convolutions = [nnx.Conv(width, 33 - width, (3, 3), rngs=nnx.Rngs(0)) for width in (1, 32)]
 

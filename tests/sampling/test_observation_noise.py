@@ -333,6 +333,7 @@ def test_another_noise_compiles_nothing(image, mask):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_a_chain_in_stretches_is_the_chain_in_one(name, strength, image, mask):
@@ -368,6 +369,7 @@ def test_the_start_is_the_image_at_the_first_level(image):
     assert int(resampling_state(20, 2, 2, strength=0.5).timesteps[0]) == 450
 
 
+@pytest.mark.slow
 def test_bfloat16(image, mask):
     half = [jnp.asarray(array, jnp.bfloat16) for array in (image, mask)]
     for state in (budget_state(8, strength=0.5), STATES["repaint"]):
