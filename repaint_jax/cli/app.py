@@ -35,7 +35,7 @@ MAX_FILE_SIZE = "50mb"
 MAX_WAITING = 20
 
 _EDITOR_SIDE = 480
-_GALLERY_HEIGHT = 330
+_GALLERY_HEIGHT = 372
 _FONTS = ("system-ui", "sans-serif")  # the visitor's fonts: the page loads nothing from elsewhere
 _NO_RESULT = "there is no result yet: paint and fill"
 
@@ -55,6 +55,13 @@ _CSS = """
 #progress > * { padding: 0; }
 .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .bar div { height: 100%; background: var(--color-accent); }
+#description { min-width: min(300px, 100%); }
+@media (max-width: 640px) {
+    .gradio-container main { padding: 12px !important; }
+    #model { min-width: 100% !important; }
+    #painting { height: 400px !important; }
+    #results, #windows { height: 300px !important; }
+}
 """
 
 _SHORTCUTS = """() => document.addEventListener("keydown", (event) => {
@@ -194,7 +201,7 @@ def build_page(
             return on_canvas(picture, model, mask), mask
 
     def choose_model(
-        model: str, before: str, picture: Image.Image | None, painting: Any
+        model: str, before: str, picture: Image.Image | None, paint: list[str] | None
     ) -> Iterator[tuple[Any, ...]]:
         kept = (gr.skip(),) * 4
         name = escape(models.names[model])
@@ -203,7 +210,7 @@ def build_page(
             pipe = models.get(model)
             shown = on_canvas(picture, model)
             if shown is not None:
-                shown["layers"] = (painting or {}).get("layers", [])
+                shown["layers"] = _layers(paint)
             label = gr.update(visible=pipe.is_class_conditional)
             example = _example_gallery(model)
             yield model, model, models.description(model), example, shown, label, f"{name} is loaded"
@@ -211,9 +218,9 @@ def build_page(
             sentence = f"{name} could not be loaded: {escape(str(error) or type(error).__name__)}"
             yield before, before, *kept, sentence
 
-    def task_of(picture: Any, painting: Any, mask: Any, model: str, fit: str, context: float) -> Any:
+    def task_of(picture: Any, paint: Any, mask: Any, model: str, fit: str, context: float) -> Any:
         options: dict[str, Any] = {"fit": fit, "context": context, "background": background}
-        return pictures.make_task(models.get(model), picture, painting, mask, **options)
+        return pictures.make_task(models.get(model), picture, _layers(paint), mask, **options)
 
     def show_windows(*values: Any) -> Any:
         with _refusals_shown():
@@ -245,12 +252,12 @@ def build_page(
             picture = _present(results).whole(number)
             return picture, on_canvas(picture, model), None
 
-    def save_mask(picture: Image.Image | None, painting: Any, mask: Any) -> Iterator[str]:
+    def save_mask(picture: Image.Image | None, paint: Any, mask: Any) -> Iterator[str]:
         with _refusals_shown(), TemporaryDirectory() as folder:
             if picture is None:
                 raise ValueError("there is no picture: upload one")
             path = Path(folder, "mask.png")
-            pictures.write_png(pictures.mask_of(painting, picture.size, mask), path)
+            pictures.write_png(pictures.mask_of(_layers(paint), picture.size, mask), path)
             yield str(path)  # gradio copies the file
 
     def save_result(results: pictures.Results | None, number: int) -> Iterator[str]:
@@ -281,6 +288,7 @@ def build_page(
         picture, mask, results = gr.State(first), gr.State(None), gr.State(None)
         loaded, number = gr.State(chosen), gr.State(0)
         saved = gr.File(visible="hidden", interactive=False)
+        paint = gr.File(visible="hidden", file_count="multiple", interactive=True, elem_id="paint")
         with gr.Row():
             with gr.Column(min_width=300, elem_id="left"):
                 painting = gr.ImageEditor(
@@ -308,12 +316,54 @@ def build_page(
                 with gr.Row(elem_classes="row"):
                     small: Any = {"size": "md", "min_width": 90}
                     upload = gr.UploadButton(
-                        "Upload picture", file_types=["image"], elem_id="upload", **small
+                        "Open picture", file_types=["image"], elem_id="upload", **small
                     )
                     upload_mask = gr.UploadButton(
-                        "Upload mask", file_types=["image"], elem_id="upload-mask", **small
+                        "Open mask", file_types=["image"], elem_id="upload-mask", **small
                     )
                     mask_button = gr.Button("Save mask", elem_id="save-mask", **small)
+                with gr.Accordion("Expert settings", open=False):
+                    with gr.Row():
+                        seed = gr.Number(
+                            0, label="Seed", info="the same seed gives the same results", precision=0
+                        )
+                        fit = gr.Dropdown(
+                            [
+                                ("windows around the holes", "crop"),
+                                ("the picture, resized", "resize"),
+                                ("the picture at its own size", "native"),
+                            ],
+                            label="The model sees",
+                            info="see the tab Windows",
+                        )
+                        context = gr.Slider(
+                            0,
+                            2,
+                            DEFAULT_CONTEXT,
+                            step=0.05,
+                            label="Context",
+                            info="share of the hole, each side",
+                        )
+                        class_label = gr.Number(
+                            0,
+                            label="Class label",
+                            precision=0,
+                            visible=models.get(chosen).is_class_conditional,
+                        )
+                    own_schedule = gr.Checkbox(
+                        label="RePaint's own schedule instead of the model calls above"
+                    )
+                    with gr.Row():
+                        most = pictures.MAX_MODEL_CALLS
+                        own_settings = [
+                            gr.Number(250, label="Inference steps T", precision=0, maximum=most),
+                            gr.Number(10, label="Jump length", precision=0, maximum=most),
+                            gr.Number(
+                                10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES
+                            ),
+                            gr.Number(1.0, label="eta, share of DDPM's noise"),
+                        ]
+                    gr.Markdown(_SHORTCUTS_HELP)
             with gr.Column(min_width=300):
                 with gr.Row():
                     calls = gr.Slider(
@@ -359,7 +409,7 @@ def build_page(
                     with gr.Tab("Windows", elem_id="windows-tab") as windows_tab:
                         windows = gr.Gallery(
                             height=_GALLERY_HEIGHT,
-                            columns=3,
+                            columns=2,
                             format="jpeg",
                             show_label=False,
                             buttons=["fullscreen"],
@@ -367,70 +417,41 @@ def build_page(
                             elem_id="windows",
                         )
                 with gr.Row():
-                    use_button = gr.Button("Use and go on", elem_id="use", **small)
+                    use_button = gr.Button("Use result", elem_id="use", **small)
                     save_button = gr.Button("Download", elem_id="download", **small)
                     save_all_button = gr.Button("Download all", elem_id="download-all", **small)
-        with gr.Accordion("Expert settings", open=False):
-            with gr.Row():
-                seed = gr.Number(0, label="Seed", info="the same seed gives the same results", precision=0)
-                fit = gr.Dropdown(
-                    [
-                        ("windows around the holes", "crop"),
-                        ("the picture, resized", "resize"),
-                        ("the picture at its own size", "native"),
-                    ],
-                    label="The model sees",
-                    info="see the tab Windows",
-                )
-                context = gr.Slider(
-                    0,
-                    2,
-                    DEFAULT_CONTEXT,
-                    step=0.05,
-                    label="Context",
-                    info="share of the hole, each side",
-                )
-                class_label = gr.Number(
-                    0, label="Class label", precision=0, visible=models.get(chosen).is_class_conditional
-                )
-            own_schedule = gr.Checkbox(label="RePaint's own schedule instead of the model calls above")
-            with gr.Row():
-                most = pictures.MAX_MODEL_CALLS
-                own_settings = [
-                    gr.Number(250, label="Inference steps T", precision=0, maximum=most),
-                    gr.Number(10, label="Jump length", precision=0, maximum=most),
-                    gr.Number(10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES),
-                    gr.Number(1.0, label="eta, share of DDPM's noise"),
-                ]
-            gr.Markdown(_SHORTCUTS_HELP)
 
         # Private, because these events serve only this page. Programs should use `RePaintPipeline`.
         private: Any = {"api_visibility": "private"}
         quietly: Any = {"show_progress": "hidden", **private}
+        # Not on the editor: it would upload its pictures at every change of a progress shown on it.
+        shown: Any = {"show_progress": "minimal", "show_progress_on": progress, **private}
         of_picture = [picture, painting, mask]
         page.load(None, js=_SHORTCUTS, **quietly)
-        painting.clear(lambda *of: (on_canvas(*of), None), [picture, loaded], [painting, mask], **quietly)
-        example.select(choose_example, loaded, of_picture, **quietly)
-        upload.upload(open_picture, [upload, loaded], of_picture, **private)
-        upload_mask.upload(open_mask, [upload_mask, picture, loaded], [painting, mask], **private)
-        model.input(
+        painting.clear(lambda *of: (on_canvas(*of), None), [picture, loaded], [painting, mask], **shown)
+        example.select(choose_example, loaded, of_picture, **shown)
+        upload.upload(open_picture, [upload, loaded], of_picture, **shown)
+        upload_mask.upload(open_mask, [upload_mask, picture, loaded], [painting, mask], **shown)
+
+        def with_paint(event: Any) -> Any:
+            # An event in the browser, because the editor that is an input of one on the server would upload
+            # its pictures at every progress from then on.
+            return event(None, painting, paint, js="(painting) => [painting?.layers ?? []]", **quietly).then
+
+        with_paint(model.input)(
             choose_model,
-            [model, loaded, picture, painting],
+            [model, loaded, picture, paint],
             [model, loaded, description, example, painting, class_label, progress],
-            show_progress="minimal",
-            show_progress_on=progress,
-            **private,
+            **shown,
         )
-        of_task = [*of_picture, loaded, fit, context]
-        windows_tab.select(show_windows, of_task, windows, show_progress="minimal", **private)
-        filling = fill_button.click(
+        of_task = [picture, paint, mask, loaded, fit, context]
+        with_paint(windows_tab.select)(show_windows, of_task, windows, **shown)
+        filling = with_paint(fill_button.click)(
             fill,
             [*of_task, calls, samples, seed, class_label, own_schedule, *own_settings],
             [gallery, progress, results, number, slider],
-            show_progress="minimal",
-            show_progress_on=progress,
             concurrency_limit=1,  # a chain uses the whole machine
-            **private,
+            **shown,
         )
         # A separate event, so that the message follows the last output of the cancelled one.
         stop_button.click(None, cancels=filling, queue=False, **private).then(
@@ -441,15 +462,13 @@ def build_page(
             **quietly,
         )
         gallery.select(choose_result, results, [number, slider], **quietly)
-        use_button.click(go_on, [results, number, loaded], of_picture, **private)
-        for button, save, values in (
-            (mask_button, save_mask, of_picture),
-            (save_button, save_result, [results, number]),
-            (save_all_button, save_results, [results]),
+        use_button.click(go_on, [results, number, loaded], of_picture, **shown)
+        for event, save, values in (
+            (with_paint(mask_button.click), save_mask, [picture, paint, mask]),
+            (save_button.click, save_result, [results, number]),
+            (save_all_button.click, save_results, [results]),
         ):
-            button.click(save, values, saved, show_progress="minimal", **private).success(
-                None, saved, js=_DOWNLOAD, **quietly
-            )
+            event(save, values, saved, **shown).success(None, saved, js=_DOWNLOAD, **quietly)
     page.queue(max_size=MAX_WAITING)
     return page
 
@@ -475,6 +494,11 @@ def _example_gallery(model: str) -> gr.Gallery:
         interactive=False,
         elem_id="examples",
     )
+
+
+def _layers(paint: list[str] | None) -> list[Image.Image]:
+    """Read the editor's layers."""
+    return [Image.open(path).convert("RGBA") for path in paint or ()]
 
 
 def _columns(count: int) -> int:

@@ -182,12 +182,12 @@ def paint_of(mask: Image.Image) -> Image.Image:
 
 
 def mask_of(
-    painting: dict[str, Any] | None, size: tuple[int, int], uploaded: Image.Image | None = None
+    layers: Sequence[Image.Image], size: tuple[int, int], uploaded: Image.Image | None = None
 ) -> Image.Image:
     """Return the mask of the editor's paint. It is black where at least half of a pixel is painted.
 
     Args:
-        painting: the editor's value. Its "layers" are RGBA pictures of the canvas, opaque where painted.
+        layers: the editor's layers, RGBA pictures of the canvas, opaque where painted.
         size: the width and height of the mask.
         uploaded: a mask of this size, whose paint the editor was given. Where the paint was not changed,
             the mask has its pixels.
@@ -196,7 +196,7 @@ def mask_of(
         ValueError: if nothing is painted.
     """
     mask = np.full(size[::-1], 255, np.uint8)
-    for layer in (painting or {}).get("layers", ()):
+    for layer in layers:
         alpha = layer.getchannel("A")
         shrinks = alpha.width >= size[0]
         alpha = alpha.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
@@ -204,7 +204,7 @@ def mask_of(
     if uploaded is not None:
         canvas = fitted_size(size, CANVAS_SIDE, CANVAS_SIDE)
         paint = np.zeros(canvas[::-1], bool)
-        for layer in (painting or {}).get("layers", ()):
+        for layer in layers:
             paint |= np.asarray(layer.getchannel("A").resize(canvas, Image.Resampling.NEAREST)) >= 128
         changed = Image.fromarray(paint != _painted_for(uploaded, canvas))
         same = ~np.asarray(changed.resize(size, Image.Resampling.NEAREST))
@@ -217,7 +217,7 @@ def mask_of(
 def make_task(
     pipe: RePaintPipeline,
     picture: Image.Image | None,
-    painting: dict[str, Any] | None,
+    layers: Sequence[Image.Image],
     uploaded: Image.Image | None = None,
     *,
     fit: str = "crop",
@@ -229,7 +229,7 @@ def make_task(
     Args:
         pipe: the model.
         picture: the picture at full resolution, in any colours.
-        painting: the editor's value, see `mask_of`.
+        layers: the editor's layers, see `mask_of`.
         uploaded: an uploaded mask, see `mask_of`.
         fit: "crop", "resize" or "native", as for a call of the pipeline. With "resize", the picture of the
             task and its results have the model's size.
@@ -244,7 +244,7 @@ def make_task(
     if context is None:
         raise ValueError("context is None, expected a number from 0 on")
     picture = in_colours_of(pipe, picture, background)
-    mask = mask_of(painting, picture.size, uploaded)
+    mask = mask_of(layers, picture.size, uploaded)
     if fit == "resize":
         (picture,), (mask,) = resize_together([picture], [mask], pipe.image_shape)
     part = (0, 0, *picture.size)
@@ -277,9 +277,9 @@ def windows_shown(pipe: RePaintPipeline, task: Task) -> list[tuple[Image.Image, 
         draw.rectangle(tuple(map(float, box)), outline=_BOX_COLOUR, width=3)
         if number < _CUTS_SHOWN:
             seen = Image.fromarray(show_hole(*canvas.cut(window, (height, width))))
-            cuts.append((fitted(seen), f"{columns} x {rows} pixels, seen as {width} x {height}"))
+            cuts.append((fitted(seen), f"{columns} x {rows} pixels"))
     count = "1 window" if len(windows) == 1 else f"{len(windows):,} windows"
-    return [(picture, count), *cuts]
+    return [(picture, f"{count}, seen at {width} x {height}"), *cuts]
 
 
 def fill(
