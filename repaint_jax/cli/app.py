@@ -43,7 +43,7 @@ _CSS = """
 .gradio-container { width: 100%; max-width: 1160px !important; margin: 0 auto !important; }
 #painting { margin-left: 0; }
 #painting [aria-label="Color"] { display: none; }
-#left .row, #examples { max-width: 480px; }
+#left > * { max-width: 480px; }
 #examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-wrap { padding: 0; overflow: hidden; }
 #examples .grid-container { padding: 0; grid: auto / auto-flow minmax(0, 56px); justify-content: start; }
