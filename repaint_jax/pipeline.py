@@ -174,13 +174,14 @@ class RePaintPipeline(DiffusionModel):
         """Inpaint pictures, and yield the predicted pictures after every model call.
 
         Before the last call, these are the predicted clean images with the known pixels put in. After the
-        last call, they are the result of `pipe(...)` with the same arguments. Stop iterating to stop the
-        chain.
+        last call, they are the result of `pipe(...)` with the same arguments. They are made when `images`
+        is read. Stop iterating to stop the chain.
 
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.
-            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `class_labels`,
-                `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
+            options: `num_samples`, `resize`, `fit`, `context`, `background`, `keep_alpha`, `input_range`,
+                `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of
+                the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.
