@@ -207,8 +207,8 @@ class RePaintPipeline(DiffusionModel):
         """Inpaint pictures, and yield the predicted pictures after every model call.
 
         Before the last call, these are the predicted clean images with the known pixels put in. After the
-        last call, they are the result of `pipe(...)` with the same arguments. Stop iterating to stop the
-        chain.
+        last call, they are the result of `pipe(...)` with the same arguments. They are made when `images`
+        is read. Stop iterating to stop the chain.
 
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.

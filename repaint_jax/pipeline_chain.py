@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +28,21 @@ class ImagePipelineOutput(NamedTuple):
     previews: Any = None  # with preview_calls: such a list per call, or [calls, B * num_samples, H, W, C]
 
 
-class WatchedPictures(NamedTuple):
-    """The predicted pictures after a model call; after the last call, the results."""
+@dataclasses.dataclass(frozen=True)
+class WatchedPictures:
+    """The predicted pictures after a model call; after the last call, the results.
+
+    The pictures are made when `images` is read first: large ones take a while.
+    """
 
     calls_done: int  # model calls made so far
     num_model_calls: int  # model calls of the whole chain
-    images: Any  # as in ImagePipelineOutput
+    make_images: Callable[[], Any] = dataclasses.field(repr=False)
+
+    @cached_property
+    def images(self) -> Any:
+        """The pictures, as in ImagePipelineOutput."""
+        return self.make_images()
 
 
 class Chain(NamedTuple):
@@ -170,9 +179,18 @@ def watch_chains(
     for number, rows in enumerate(filling.rounds()):
         chain = chain_of(rows, *filling.cut(rows))
         for calls_done, samples in enumerate(_calls_of(chain, num_model_calls), start=1):
-            shown = filling if calls_done == num_model_calls else filling.copy()
-            shown.put(rows, _finite(chain.as_pictures(samples)[: chain.num_results]))
-            yield WatchedPictures(number * num_model_calls + calls_done, total, shown.output(output_type))
+            pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
+            if calls_done == num_model_calls:
+                filling.put(rows, pictures)
+                make = partial(filling.copy().output, output_type)
+            else:
+                make = partial(_put, filling.copy(), rows, pictures, output_type)
+            yield WatchedPictures(number * num_model_calls + calls_done, total, make)
+
+
+def _put(filling: Filling, rows: Sequence[Row], pictures: jax.Array, output_type: str) -> Any:
+    filling.put(rows, pictures)
+    return filling.output(output_type)
 
 
 def _calls_of(chain: Chain, num_model_calls: int) -> Iterator[jax.Array]:

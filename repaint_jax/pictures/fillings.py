@@ -80,7 +80,9 @@ class WholePictures:
         self._samples: Any = None
 
     def copy(self) -> "WholePictures":
-        return WholePictures(self._batch, self._num_samples)
+        new = WholePictures(self._batch, self._num_samples)
+        new._samples = self._samples
+        return new
 
     def rounds(self) -> Iterator[Sequence[Row]]:
         yield [Row(result) for result in range(self.num_pictures * self._num_samples)]
