@@ -11,7 +11,7 @@ GRID = [
     *(
         {"levels": "dense", "inner": inner, "length": length, "guidance": guidance}
         for inner in (1, 3)
-        for length in (1.4, 2.8)
+        for length in (1.4, 2.8, 5.0)
         for guidance in (1.0, 4.0)
     ),
     {"levels": "even", "inner": 3, "length": 1.4, "guidance": 1.0},
