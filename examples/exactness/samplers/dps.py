@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from samplers.sampler import Sampler, ancestral, make_sampler, predict_and_pull
 
-GRID = [{"levels": "dense", "zeta": zeta} for zeta in (0.3, 1.0, 3.0, 10.0)] + [
-    {"levels": "even", "zeta": 1.0}
+GRID = [
+    *({"levels": "dense", "zeta": zeta} for zeta in (0.3, 1.0, 3.0, 10.0)),
+    {"levels": "even", "zeta": 1.0},
 ]
 
 
