@@ -180,8 +180,8 @@ class RePaintPipeline(DiffusionModel):
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.
             options: `num_samples`, `resize`, `fit`, `context`, `background`, `keep_alpha`, `input_range`,
-                `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of
-                the pipeline.
+                `class_labels`, `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call
+                of the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.
