@@ -57,7 +57,6 @@ _CSS = """
 .bar div { height: 100%; background: var(--color-accent); }
 #description { min-width: min(300px, 100%); }
 @media (max-width: 640px) {
-    .gradio-container main { padding: 12px !important; }
     #model { min-width: 100% !important; }
     #painting { height: 400px !important; }
     #results, #windows { height: 300px !important; }
