@@ -43,7 +43,7 @@ _CSS = """
 .gradio-container { width: 100%; max-width: 1160px !important; margin: 0 auto !important; }
 #painting { margin-left: 0; }
 #painting [aria-label="Color"] { display: none; }
-#left > * { max-width: 480px; }
+#left > * { max-width: 480px; margin-left: 0 !important; }
 #examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-wrap { padding: 0; overflow: hidden; }
 #examples .grid-container { padding: 0; grid: auto / auto-flow minmax(0, 56px); justify-content: start; }
@@ -57,7 +57,6 @@ _CSS = """
 .bar div { height: 100%; background: var(--color-accent); }
 #description { min-width: min(300px, 100%); }
 @media (max-width: 640px) {
-    .gradio-container main { padding: 12px !important; }
     #model { min-width: 100% !important; }
     #painting { height: 400px !important; }
     #results, #windows { height: 300px !important; }
@@ -82,7 +81,10 @@ _SHORTCUTS = """() => document.addEventListener("keydown", (event) => {
     event.preventDefault();
     document.querySelector(selector)?.click();
 })"""
-_SHORTCUTS_HELP = "Keys: B brush, E eraser, + and - zoom, Ctrl+Z undo, Ctrl+Shift+Z redo, Ctrl+Enter fill."
+_SHORTCUTS_HELP = (
+    "Keys: B brush, E eraser, + and - or Alt and the wheel zoom, Ctrl+Z undo, Ctrl+Shift+Z redo, "
+    "Ctrl+Enter fill."
+)
 
 _DOWNLOAD = """(file) => {
     if (!file) return;
@@ -329,9 +331,9 @@ def build_page(
                         )
                         fit = gr.Dropdown(
                             [
-                                ("windows around the holes", "crop"),
-                                ("the picture, resized", "resize"),
-                                ("the picture at its own size", "native"),
+                                ("windows on holes", "crop"),
+                                ("all, resized", "resize"),
+                                ("all, at its size", "native"),
                             ],
                             label="The model sees",
                             info="see the tab Windows",
@@ -350,9 +352,7 @@ def build_page(
                             precision=0,
                             visible=models.get(chosen).is_class_conditional,
                         )
-                    own_schedule = gr.Checkbox(
-                        label="RePaint's own schedule instead of the model calls above"
-                    )
+                    own_schedule = gr.Checkbox(label="RePaint's own schedule instead of model calls")
                     with gr.Row():
                         most = pictures.MAX_MODEL_CALLS
                         own_settings = [

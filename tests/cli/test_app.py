@@ -779,7 +779,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_sentence(visit, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     open_file(page, 0, tmp_path / "text.png")
     page.get_by_text("text.png is not a picture that can be read").wait_for()
-    (tmp_path / "large.png").write_bytes(bytes(51_000_000))
+    (tmp_path / "large.png").write_bytes(bytes(53_000_000))
     open_file(page, 0, tmp_path / "large.png")
     page.get_by_text("exceed the maximum allowed size of 50.0 Mb").wait_for()
     page.click("#download")
