@@ -18,14 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repaint_jax.models import AutoencoderKL, AutoencoderKLConfig, save_autoencoder
 from repaint_jax.pictures.datasets import read_images
 from repaint_jax.pictures.images import array_to_uint8, save_picture, uint8_to_array
 from repaint_jax.pictures.plots import tile
-from repaint_jax.training import TrainingConfig, batches
+from repaint_jax.training import TrainingConfig, batches, check_batches
 
+OPTION_OF = {  # names in errors
+    "num_steps": "--train-steps",
+    "batch_size": "--batch-size",
+    "learning_rate": "--learning-rate",
+    "image_size": "--image-size",
+    "block_out_channels": "--widths",
+    "latent_channels": "--latent-channels",
+}
 KL_WEIGHT = 1e-4
 EMA_DECAY = 0.995
 
@@ -53,6 +62,32 @@ def make_config(options: argparse.Namespace, scaling_factor: float) -> Autoencod
     )
 
 
+def checked_input(options: argparse.Namespace) -> tuple[NDArray[np.uint8], TrainingConfig]:
+    """Read the pictures, or raise if an option or a picture will not do."""
+    config = TrainingConfig(
+        num_steps=options.train_steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        random_flip=True,
+        random_shift=2,
+    )
+    factor = make_config(options, 1.0).factor
+    if options.image_size < 1 or options.image_size % factor:
+        raise ValueError(
+            f"--image-size is {options.image_size}, expected a multiple of the {factor} pixels of a "
+            "latent's side"
+        )
+    images = read_images(options.data, options.image_size, grey=False)
+    if images.shape[1:] != (options.image_size, options.image_size, 3):
+        raise ValueError(f"{options.data} has images of shape {images.shape[1:]}, expected colour pictures")
+    check_batches(config, images)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output is {options.output}, expected a folder ({error.strerror})") from None
+    return images, config
+
+
 def loss_fn(model: AutoencoderKL, images: jax.Array, key: jax.Array) -> jax.Array:
     moments = model.quant_conv(model.encoder(images))
     mean, log_variance = jnp.split(moments, 2, axis=-1)
@@ -67,10 +102,11 @@ def loss_fn(model: AutoencoderKL, images: jax.Array, key: jax.Array) -> jax.Arra
 
 def main() -> None:
     options = parser.parse_args()
-    images = read_images(options.data, options.image_size, grey=False)
-    config = TrainingConfig(
-        num_steps=options.train_steps, batch_size=options.batch_size, random_flip=True, random_shift=2
-    )
+    try:
+        images, config = checked_input(options)
+    except (TypeError, ValueError, OSError) as error:
+        name, _, rest = str(error).partition(" ")
+        parser.error(f"{OPTION_OF.get(name, name)} {rest}")
     graphdef, params = nnx.split(AutoencoderKL(make_config(options, 1.0), rngs=nnx.Rngs(0)))
     schedule = optax.cosine_onecycle_schedule(options.train_steps, options.learning_rate, 0.05)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))

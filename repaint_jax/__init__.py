@@ -11,6 +11,7 @@ from repaint_jax.models import (
     nnx_model_fn,
     score_model_fn,
 )
+from repaint_jax.pictures.outpainting import outpaint
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling import serialization
 from repaint_jax.sampling.budget_schedule import budget_step, set_timesteps_for_budget
@@ -50,6 +51,7 @@ __all__ = [
     "metrics",
     "models",
     "nnx_model_fn",
+    "outpaint",
     "replicate",
     "scale_model_input",
     "score_model_fn",

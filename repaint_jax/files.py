@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,6 +20,8 @@ StrPath = str | os.PathLike[str]
 
 _ON_WINDOWS = os.name == "nt"
 _WAITS = (0.01, 0.05, 0.2, 0.5)  # seconds
+MODEL_PATH = "a folder here, or a repository of the Hugging Face hub such as owner/name"
+_REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -37,6 +40,15 @@ class Hub(NamedTuple):
     cache_dir: StrPath | None = None
 
 
+def checked_path(name: str, value: Any, expected: str = "a path") -> Path:
+    """Return a path, or raise if a parameter is none."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    if value == "":
+        raise ValueError(f"{name} is '', expected {expected}")
+    return Path(value)
+
+
 def local_folder(path_or_repo: StrPath, patterns: Sequence[str], hub: Hub | None = None) -> Path:
     """Return a local folder, or download a repository of the hub and return its folder in the cache.
 
@@ -50,12 +62,16 @@ def local_folder(path_or_repo: StrPath, patterns: Sequence[str], hub: Hub | None
     Raises:
         FileNotFoundError: path_or_repo is not a folder, and not a repository that can be reached.
         ImportError: path_or_repo is not a folder, and huggingface_hub is not installed.
+        TypeError: path_or_repo is no path.
     """
-    folder, name = Path(path_or_repo), os.fspath(path_or_repo)
+    folder = checked_path("path_or_repo", path_or_repo, MODEL_PATH)
+    name = os.fspath(path_or_repo)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise FileNotFoundError(f"{name} is a file, expected a model's folder or a .pt checkpoint")
+    if name.startswith(".") or not _REPOSITORY.fullmatch(folder.as_posix()):
+        raise FileNotFoundError(f"{name} does not exist, expected {MODEL_PATH}")
     advice = f"{name} is not a folder here; to look for it on the Hugging Face hub install repaint_jax[hub]"
     with optional_package("huggingface_hub", advice):
         from huggingface_hub import snapshot_download
@@ -68,6 +84,13 @@ def local_folder(path_or_repo: StrPath, patterns: Sequence[str], hub: Hub | None
             f"{name} is neither a folder here nor a repository that could be reached on the "
             f"Hugging Face hub ({reason})"
         ) from None
+
+
+def inner_path(subfolder: StrPath | None) -> str:
+    """Return a subfolder with forward slashes, "" for None."""
+    if subfolder is None or subfolder == "":
+        return ""
+    return checked_path("subfolder", subfolder, "a folder inside path_or_repo").as_posix()
 
 
 @contextmanager
@@ -114,7 +137,9 @@ def check_not_lfs_pointer(path: Path) -> None:
 
 def read_json(path: StrPath) -> dict[str, Any]:
     """Read a file that holds a JSON object."""
-    path = Path(path)
+    path = checked_path("path", path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a JSON file")
     if path.is_file():
         check_not_lfs_pointer(path)
     try:
@@ -205,7 +230,7 @@ def whole_parts(folder: StrPath) -> Iterator[Path]:
     They replace what has the same names there; everything else in `folder` stays. After an error `folder`
     is as it was.
     """
-    folder = Path(folder)
+    folder = checked_path("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
         yield Path(name)

@@ -1,4 +1,4 @@
-"""The six masks of the RePaint paper (section 5), soft edges, and masks of latents.
+"""The six masks of the RePaint paper (section 5), larger holes, soft edges, and masks of latents.
 
 1 keeps a pixel, and 0 inpaints it. Every mask is [height, width, 1] float32, and broadcasts over channels
 and batch. Values between 0 and 1 blend in `inpaint` (the last equation of `repaint_transition` and of
@@ -80,6 +80,32 @@ def by_name(name: str, height: int, width: int, key: jax.Array) -> jax.Array:
     raise ValueError(f"mask name is {name!r}, expected one of {', '.join(NAMES)}")
 
 
+def grow(mask: jax.Array, pixels: int) -> jax.Array:
+    """Grow the hole of a mask, or shrink it.
+
+    Args:
+        mask: [..., height, width, 1], floating, of zeros and ones.
+        pixels: the number of pixels by which the hole grows to each side, also diagonally. If it is
+            negative, the hole shrinks: from its rim, but not from the edge of the picture, beyond which
+            nothing is known.
+
+    Returns:
+        The mask, of the mask's shape and dtype. A hole that is at most 2n pixels wide is gone after it
+        shrank by n.
+
+    >>> mask = jnp.ones((1, 6, 1)).at[0, 2].set(0)
+    >>> grow(mask, 1)[0, :, 0].tolist()
+    [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    >>> bool((grow(mask, -1) == 1).all())
+    True
+    """
+    _check_mask(mask)
+    check_int("pixels", pixels, None)
+    window = 2 * min(abs(pixels), max(jnp.shape(mask)[-3:-1])) + 1
+    mask = jnp.asarray(mask)
+    return _smallest(mask, window, 1, "SAME") if pixels >= 0 else 1 - _smallest(1 - mask, window, 1, "SAME")
+
+
 def feather(mask: jax.Array, radius: int) -> jax.Array:
     """Soften the edges of a mask: the values of kept pixels near the hole fall towards 0.
 
@@ -94,7 +120,9 @@ def feather(mask: jax.Array, radius: int) -> jax.Array:
     """
     _check_mask(mask)
     check_int("radius", radius, 0)
-    eroded = [_smallest(jnp.asarray(mask), 2 * k + 1, 1, "SAME") for k in range(radius + 1)]
+    eroded = [jnp.asarray(mask)]
+    for _ in range(radius):
+        eroded.append(_smallest(eroded[-1], 3, 1, "SAME"))
     return jnp.mean(jnp.stack(eroded), axis=0)
 
 
@@ -133,9 +161,11 @@ def downsample(mask: jax.Array, factor: int, margin: int = 0) -> jax.Array:
 
 def _smallest(mask: jax.Array, side: int, stride: int, padding: str) -> jax.Array:
     """Return the smallest value in each square window."""
-    ones = (1,) * (mask.ndim - 3)
-    window, strides = (*ones, side, side, 1), (*ones, stride, stride, 1)
-    return jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, window, strides, padding)
+    for axis in (-3, -2):  # a square's smallest value is that of its columns' smallest ones
+        window, strides = [1] * mask.ndim, [1] * mask.ndim
+        window[axis], strides[axis] = side, stride
+        mask = jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, window, strides, padding)
+    return mask
 
 
 def _check_mask(mask: jax.Array) -> None:

@@ -22,6 +22,7 @@ from repaint_jax.pipeline_chain import (
     ChainOfRows,
     ImagePipelineOutput,
     WatchedPictures,
+    check_noise_of_latents,
     choose_timesteps,
     make_chain,
     run_chains,
@@ -56,6 +57,11 @@ class RePaintPipeline(DiffusionModel):
         background: Colour = DEFAULT_BACKGROUND,
         keep_alpha: bool = False,
         input_range: Range | None = None,
+        grow_mask: int = 0,
+        feather: int = 0,
+        soft_mask: bool = False,
+        observation_noise: float = 0.0,
+        strength: float = 1.0,
         class_labels: Any = None,
         guidance_scale: float = 1.0,
         null_label: int | None = None,
@@ -113,6 +119,22 @@ class RePaintPipeline(DiffusionModel):
             keep_alpha: whether PIL results get the alpha channel of their image, if it has one.
             input_range: the values of black and white in floating arrays: (0, 1) for arrays in [0, 1]. If
                 None, these are -1 and 1, and a UserWarning tells of arrays without a negative value.
+            grow_mask: the number of pixels by which the hole grows to each side before it is filled, in
+                pixels of the result. If it is negative, the hole shrinks.
+            feather: the number of pixels around the hole in which the result fades into the image, in
+                pixels of the result. The model fills these pixels too, and pixels farther away are kept
+                exactly. The rim lies outside the hole, because inside it the fade would show what is to be
+                removed. The weights of the image are those of `masks.feather`.
+            soft_mask: whether mask values m between 0 and 1 are kept. They mean that a pixel is known up to
+                noise of the standard deviation sqrt((1 - m)/m), in the units of [-1, 1]: 0.1 for m = 0.99,
+                0.33 for 0.9, and 1 for 0.5. The result may deviate that far from the image.
+            observation_noise: the standard deviation c of Gaussian noise in the known pixels of image, in
+                the units of [-1, 1]; 0 means that they are exact. Above 0, the known pixels of the result
+                are not those of the image, but drawn from what the model and the image say about them, and
+                floating arrays may have values outside `input_range`. See `inpaint`.
+            strength: the share of the noise levels that is used, in (0, 1], as in diffusers' image-to-image
+                pipelines. Below 1, the hole is filled starting from what is there, which must be finite.
+                See `set_timesteps`.
             class_labels: one label for all images or one for each, for a class-conditional model, a
                 classifier or both.
             guidance_scale: the strength of the guidance. It scales the gradient of the classifier or of
@@ -133,7 +155,13 @@ class RePaintPipeline(DiffusionModel):
         """
         check_output_type(output_type, self.image_shape, keep_alpha)
         state = self._scheduled(
-            state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+            state,
+            num_inference_steps,
+            eta,
+            jump_length,
+            jump_n_sample,
+            num_model_calls=num_model_calls,
+            strength=strength,
         )
         filling, chain_of = self._chains(
             image,
@@ -146,6 +174,10 @@ class RePaintPipeline(DiffusionModel):
             background=background,
             keep_alpha=keep_alpha,
             input_range=input_range,
+            grow_mask=grow_mask,
+            feather=feather,
+            soft_mask=soft_mask,
+            observation_noise=observation_noise,
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             null_label=null_label,
@@ -168,19 +200,21 @@ class RePaintPipeline(DiffusionModel):
         key: jax.Array,
         num_model_calls: int | None = None,
         state: RePaintSchedulerState | None = None,
+        strength: float = 1.0,
         output_type: str = "pil",
         **options: Any,
     ) -> Iterator[WatchedPictures]:
         """Inpaint pictures, and yield the predicted pictures after every model call.
 
         Before the last call, these are the predicted clean images with the known pixels put in. After the
-        last call, they are the result of `pipe(...)` with the same arguments. Stop iterating to stop the
-        chain.
+        last call, they are the result of `pipe(...)` with the same arguments. They are made when `images`
+        is read. Stop iterating to stop the chain.
 
         Args:
             image: the images, as for a call of the pipeline. The other named arguments are the same, too.
-            options: `num_samples`, `resize`, `background`, `keep_alpha`, `input_range`, `class_labels`,
-                `guidance_scale`, `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
+            options: `num_samples`, `resize`, `fit`, `context`, `background`, `keep_alpha`, `input_range`,
+                `grow_mask`, `feather`, `soft_mask`, `observation_noise`, `class_labels`, `guidance_scale`,
+                `null_label`, `cond_fn` and `cond_params`, as for a call of the pipeline.
 
         Raises:
             TypeError: at once, as for a call of the pipeline.
@@ -188,7 +222,13 @@ class RePaintPipeline(DiffusionModel):
         """
         check_output_type(output_type, self.image_shape, options.get("keep_alpha", False))
         state = self._scheduled(
-            state, num_inference_steps, eta, jump_length, jump_n_sample, num_model_calls=num_model_calls
+            state,
+            num_inference_steps,
+            eta,
+            jump_length,
+            jump_n_sample,
+            num_model_calls=num_model_calls,
+            strength=strength,
         )
         fit = _checked_fit(options.pop("fit", "exact"), options.pop("resize", False))
         filling, chain_of = self._chains(image, mask_image, state, key=key, fit=fit, **options)
@@ -203,13 +243,17 @@ class RePaintPipeline(DiffusionModel):
         *,
         key: jax.Array,
         num_samples: int = 1,
+        observation_noise: float = 0.0,
         class_labels: Any = None,
         **options: Any,
     ) -> tuple[Filling, ChainOfRows]:
         """Return the pictures to fill, and what makes a chain of some of their rows."""
         check_int("num_samples", num_samples, 1)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
-        make = self.filling_maker(state, num_samples=num_samples, **of_pictures)
+        check_noise_of_latents(self.latents, of_pictures.get("soft_mask", False), observation_noise)
+        make = self.filling_maker(
+            state, num_samples=num_samples, observation_noise=observation_noise, **of_pictures
+        )
         filling = make(image, mask_image)
         if class_labels is not None:
             class_labels = checked_labels(
@@ -227,7 +271,16 @@ class RePaintPipeline(DiffusionModel):
             labels = None if class_labels is None else class_labels[results // num_samples]
             model_fn, params = self.guided_model(state.config, labels, **options)
             inputs = images[filled_up], masks[filled_up], row_keys
-            return make_chain(state, model_fn, params, *inputs, len(rows), devices, self.latents)
+            return make_chain(
+                state,
+                model_fn,
+                params,
+                *inputs,
+                len(rows),
+                devices,
+                self.latents,
+                observation_noise,
+            )
 
         return filling, chain_of
 
@@ -241,6 +294,7 @@ class RePaintPipeline(DiffusionModel):
             num_samples=num_samples,
             multiple=self.side_multiple,
             check_memory=partial(self._check_memory, state),
+            whole=state.starts_from_image,
             **of_pictures,
         )
 
@@ -268,6 +322,7 @@ class RePaintPipeline(DiffusionModel):
         jump_n_sample: int | None = None,
         *,
         num_model_calls: int | None = None,
+        strength: float = 1.0,
     ) -> RePaintSchedulerState:
         """Return the state with the schedule that a call of the pipeline with these arguments uses.
 
@@ -286,15 +341,20 @@ class RePaintPipeline(DiffusionModel):
             eta=eta,
             jump_length=jump_length,
             jump_n_sample=jump_n_sample,
+            strength=strength,
         )
 
     def _scheduled(
-        self, state: RePaintSchedulerState | None, *arguments: Any, num_model_calls: int | None
+        self,
+        state: RePaintSchedulerState | None,
+        *arguments: Any,
+        num_model_calls: int | None,
+        strength: float,
     ) -> RePaintSchedulerState:
         """Return the given state, or make one from the arguments of a schedule."""
         if state is None:
-            return self.set_timesteps(*arguments, num_model_calls=num_model_calls)
-        if any(argument is not None for argument in (*arguments, num_model_calls)):
+            return self.set_timesteps(*arguments, num_model_calls=num_model_calls, strength=strength)
+        if any(argument is not None for argument in (*arguments, num_model_calls)) or strength != 1:
             raise ValueError(
                 "state is given together with arguments of a schedule, expected one of the two"
             )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from repaint_jax.pictures.fillings import Filling, Row
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS, set_timesteps_for_budget
 from repaint_jax.sampling.devices import mesh_of_devices, replicate, shard_batch
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, inpaint, start_chain
+from repaint_jax.sampling.noisy_pixels import noise_of_mask
 from repaint_jax.sampling.repaint_schedule import set_timesteps
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state
 
@@ -27,12 +28,21 @@ class ImagePipelineOutput(NamedTuple):
     previews: Any = None  # with preview_calls: such a list per call, or [calls, B * num_samples, H, W, C]
 
 
-class WatchedPictures(NamedTuple):
-    """The predicted pictures after a model call; after the last call, the results."""
+@dataclasses.dataclass(frozen=True)
+class WatchedPictures:
+    """The predicted pictures after a model call; after the last call, the results.
+
+    The pictures are made when `images` is read first: large ones take a while.
+    """
 
     calls_done: int  # model calls made so far
     num_model_calls: int  # model calls of the whole chain
-    images: Any  # as in ImagePipelineOutput
+    make_images: Callable[[], Any] = dataclasses.field(repr=False)
+
+    @cached_property
+    def images(self) -> Any:
+        """The pictures, as in ImagePipelineOutput."""
+        return self.make_images()
 
 
 class Chain(NamedTuple):
@@ -47,6 +57,7 @@ class Chain(NamedTuple):
     devices: list[jax.Device]  # the devices that hold the rows; empty if the params are sharded
     latents: LatentSpace | None  # of a latent model
     pictures: tuple[jax.Array, jax.Array]  # images [rows, H, W, C] in pixels, and their masks
+    observation_noise: Any  # of the known pixels, see `inpaint`: a number, or [rows, H, W, 1]
 
     def as_pictures(self, samples: jax.Array) -> jax.Array:
         """Decode the chain's samples [rows, ...] if they are latents, and put in the known pixels."""
@@ -57,13 +68,17 @@ ChainOfRows = Callable[[Sequence[Row], Any, Any], Chain]  # rows, and the images
 
 
 def choose_timesteps(
-    state: RePaintSchedulerState, num_model_calls: int | None, **resampling: float | None
+    state: RePaintSchedulerState,
+    num_model_calls: int | None,
+    *,
+    strength: float = 1.0,
+    **resampling: float | None,
 ) -> RePaintSchedulerState:
     """Return the state with a schedule, see `RePaintPipeline.set_timesteps`."""
     given = {name: value for name, value in resampling.items() if value is not None}
     if not given:
         calls = DEFAULT_MODEL_CALLS if num_model_calls is None else num_model_calls
-        return set_timesteps_for_budget(state, calls)
+        return set_timesteps_for_budget(state, calls, strength=strength)
     if num_model_calls is not None:
         name, value = next(iter(given.items()))
         raise ValueError(
@@ -72,7 +87,20 @@ def choose_timesteps(
         )
     chosen: dict[str, Any] = {**_DIFFUSERS_SCHEDULE, **given}
     config = dataclasses.replace(state.config, eta=chosen.pop("eta"))
-    return set_timesteps(create_state(config), **chosen)
+    return set_timesteps(create_state(config), **chosen, strength=strength)
+
+
+def check_noise_of_latents(latents: LatentSpace | None, soft_mask: bool, observation_noise: float) -> None:
+    """Raise ValueError if the model is one of latents, and known pixels have noise."""
+    for name, value, none in (
+        ("soft_mask", soft_mask, False),
+        ("observation_noise", observation_noise, 0.0),
+    ):
+        if latents is not None and value != none:
+            raise ValueError(
+                f"{name} is {value}, expected {none}: the noise of pixels is not that of latents, and this "
+                "is a latent model"
+            )
 
 
 def make_chain(
@@ -85,17 +113,20 @@ def make_chain(
     num_results: int,
     devices: list[jax.Device],
     latents: LatentSpace | None = None,
+    observation_noise: float = 0.0,
 ) -> Chain:
     """Place the rows of a chain on the devices. Their number is a multiple of that of the devices."""
-    placed: Any = images, masks, keys
+    masks, noise = noise_of_mask(masks, observation_noise)
+    placed: Any = images, masks, keys, *([noise] if np.ndim(noise) else [])
     if devices:
         placed = shard_batch(placed, devices)
         state, params, latents = replicate((state, params, latents), devices)
-    images, masks, keys = placed
+    images, masks, keys, *of_pixels = placed
+    noise = of_pixels[0] if of_pixels else noise
     with mesh_of_devices(devices):
-        inputs = chain_inputs(latents, images, masks)
+        inputs = chain_inputs(latents, images, masks, whole=state.starts_from_image)
     arguments = (state, model_fn, params, *inputs, keys)
-    return Chain(arguments, num_results, devices, latents, (images, masks))
+    return Chain(arguments, num_results, devices, latents, (images, masks), noise)
 
 
 def run_chains(
@@ -113,7 +144,12 @@ def run_chains(
         chain = chain_of(rows, *filling.cut(rows))
         report = progress and partial(_report, progress, number * num_model_calls)
         with mesh_of_devices(chain.devices):
-            samples, shown = inpaint(*chain.arguments, preview_calls=calls, progress=report)
+            samples, shown = inpaint(
+                *chain.arguments,
+                observation_noise=chain.observation_noise,
+                preview_calls=calls,
+                progress=report,
+            )
             filling.put(rows, _finite(chain.as_pictures(samples)[: chain.num_results]))
             for preview, predicted in zip(previews, shown, strict=True):
                 preview.put(rows, chain.as_pictures(predicted)[: chain.num_results])
@@ -143,14 +179,28 @@ def watch_chains(
     for number, rows in enumerate(filling.rounds()):
         chain = chain_of(rows, *filling.cut(rows))
         for calls_done, samples in enumerate(_calls_of(chain, num_model_calls), start=1):
-            shown = filling if calls_done == num_model_calls else filling.copy()
-            shown.put(rows, _finite(chain.as_pictures(samples)[: chain.num_results]))
-            yield WatchedPictures(number * num_model_calls + calls_done, total, shown.output(output_type))
+            pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
+            if calls_done == num_model_calls:
+                filling.put(rows, pictures)
+                make = partial(filling.copy().output, output_type)
+            else:
+                make = partial(_put, filling.copy(), rows, pictures, output_type)
+            yield WatchedPictures(number * num_model_calls + calls_done, total, make)
+
+
+def _put(filling: Filling, rows: Sequence[Row], pictures: jax.Array, output_type: str) -> Any:
+    filling.put(rows, pictures)
+    return filling.output(output_type)
 
 
 def _calls_of(chain: Chain, num_model_calls: int) -> Iterator[jax.Array]:
     """Run a chain call by call, and yield the predicted clean rows of each, and at last the results."""
     state, *_, images, masks, keys = chain.arguments
+
+    def next_call(carry: ChainCarry) -> tuple[ChainCarry, jax.Array]:
+        noise = chain.observation_noise
+        return continue_chain(*chain.arguments, carry, 1, observation_noise=noise, preview_calls=(0,))
+
     with mesh_of_devices(chain.devices):
         carry = start_chain(state, images, keys)
         if chain.devices:
@@ -159,11 +209,12 @@ def _calls_of(chain: Chain, num_model_calls: int) -> Iterator[jax.Array]:
             carry = ChainCarry(*rows, replicate(carry.calls_done, chain.devices))
     for _ in range(num_model_calls - 1):
         with mesh_of_devices(chain.devices):
-            carry, previews = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
-            predicted = jnp.where(masks == 1, images, previews[0])
+            carry, previews = next_call(carry)
+            exact = (masks == 1) & (chain.observation_noise == 0)
+            predicted = jnp.where(exact, images, previews[0])
         yield predicted
     with mesh_of_devices(chain.devices):
-        carry, _ = continue_chain(*chain.arguments, carry, 1, preview_calls=(0,))
+        carry, _ = next_call(carry)
     yield carry.sample
 
 

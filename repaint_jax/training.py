@@ -22,7 +22,7 @@ from repaint_jax.files import StrPath
 from repaint_jax.models.families import EDM, Flow, Scheduler
 from repaint_jax.pictures.images import uint8_to_array
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_choice, check_int
+from repaint_jax.sampling.checks import check_choice, check_int, check_number, check_positive
 from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig
 from repaint_jax.sampling.devices import replicate, shard_batch
 from repaint_jax.sampling.inpaint import ModelFn
@@ -30,8 +30,10 @@ from repaint_jax.sampling.keys import check_seed, seed_key
 
 Params = Any
 
-OBJECTIVES = ("ddpm", "edm", "flow")
+_OBJECTIVE_OF: dict[type, str] = {RePaintSchedulerConfig: "ddpm", EDM: "edm", Flow: "flow"}
+OBJECTIVES = tuple(_OBJECTIVE_OF.values())
 TIMESTEP_DENSITIES = ("uniform", "lognormal")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TrainingConfig:
         random_flip: whether to mirror half of the images of each epoch, left to right.
         random_shift: the largest shift of an image along each axis, in pixels. Every epoch draws new
             shifts. The pixels of the edge are repeated.
+        dtype: the dtype of the network's arithmetic, "float32" or "bfloat16", which is faster on
+            accelerators. Weights, gradients and the loss are float32.
         seed: the seed of the weights, the order of the images, the timesteps and the noise.
     """
 
@@ -77,6 +81,7 @@ class TrainingConfig:
     timestep_density: str = ""
     random_flip: bool = False
     random_shift: int = 0
+    dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,12 +91,14 @@ class TrainingConfig:
             check_int(name, getattr(self, name), 0)
         check_seed(self.seed)
         for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+            check_positive(name, getattr(self, name))
         for name in ("decay_fraction", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= check_number(name, getattr(self, name), "a number in [0, 1]") <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
+        if not isinstance(self.random_flip, bool):
+            raise TypeError(f"random_flip is {self.random_flip!r}, expected True or False")
         check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("dtype", self.dtype, DTYPES)
         is_ddpm = self.objective == "ddpm"
         if not self.prediction_type:
             object.__setattr__(self, "prediction_type", "epsilon" if is_ddpm else "sample")
@@ -113,6 +120,11 @@ class TrainingConfig:
         if self.objective == "flow":
             return Flow()
         return RePaintSchedulerConfig(prediction_type=self.prediction_type)
+
+
+def objective_of(scheduler: Scheduler) -> str | None:
+    """Return the objective that networks with this scheduler learn, or None if there is none."""
+    return _OBJECTIVE_OF.get(type(scheduler))
 
 
 class TrainState(NamedTuple):
@@ -189,8 +201,9 @@ def make_train_step(
         z = jax.random.normal(noise_key, images.shape, images.dtype)
         a, s = signal[timesteps, None, None, None], noise_level[timesteps, None, None, None]
         target = {"epsilon": z, "sample": images, "v_prediction": a * z - s * images}
-        prediction = model_fn(params, a * images + s * z, timesteps)
-        error = jnp.square(prediction - target[config.prediction_type])
+        params = jax.tree.map(lambda weights: weights.astype(config.dtype), params)
+        prediction = model_fn(params, (a * images + s * z).astype(config.dtype), timesteps)
+        error = jnp.square(prediction.astype(jnp.float32) - target[config.prediction_type])
         if loss_weights is not None:
             error *= jnp.asarray(loss_weights, jnp.float32)[timesteps, None, None, None]
         return jnp.mean(error)

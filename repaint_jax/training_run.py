@@ -19,6 +19,7 @@ from repaint_jax.files import StrPath, read_json, whole_file, whole_folder, writ
 from repaint_jax.models import UNet2D, UNet2DConfig, load_autoencoder
 from repaint_jax.models.autoencoder import Autoencoder
 from repaint_jax.models.diffusion_model import DiffusionModel
+from repaint_jax.models.families import Family, Scheduler, config_of
 from repaint_jax.pictures.images import save_picture
 from repaint_jax.pictures.plots import square_grid
 from repaint_jax.sampling import noise_levels
@@ -28,13 +29,17 @@ from repaint_jax.sampling.inpaint import inpaint
 from repaint_jax.sampling.keys import seed_key
 from repaint_jax.sampling.repaint_schedule import set_timesteps
 from repaint_jax.training import (
+    OBJECTIVES,
     TrainingConfig,
     TrainState,
     check_batches,
     check_steps_left,
     last_step_at_highest_rate,
+    objective_of,
     train,
 )
+
+_SIDES = 4  # sides of a small architecture's samples are multiples of it
 
 
 def train_unet2d(
@@ -142,8 +147,8 @@ def train_unet2d(
 def small_unet_config(image_shape: tuple[int, ...]) -> UNet2DConfig:
     """Return a small architecture of three levels. The images' sides must be multiples of four."""
     height, width, channels = image_shape
-    if height % 4 or width % 4:
-        raise ValueError(f"images are {height}x{width}, expected sides that are multiples of 4")
+    if height % _SIDES or width % _SIDES:
+        raise ValueError(f"images are {height}x{width}, expected sides that are multiples of {_SIDES}")
     return UNet2DConfig(
         sample_size=height if height == width else (height, width),
         in_channels=channels,
@@ -171,19 +176,21 @@ def _initial_model(
             unet_config = small_unet_config(
                 image_shape if loaded is None else _latent_shape(loaded, image_shape)
             )
+        _check_trainable(config, unet_config, config.scheduler())
         unet = UNet2D(unet_config, rngs=nnx.Rngs(seed_key(config.seed)))
         model = DiffusionModel.from_unet2d(unet, config.scheduler(), autoencoder=loaded)
     elif unet_config is not None:
-        raise ValueError("unet_config is given together with initial_model, expected one of the two")
+        raise ValueError("unet_config is given and initial_model is given, expected one of the two")
     else:
         model = DiffusionModel.from_pretrained(initial_model, autoencoder=autoencoder)
-        _check_same_objective(config, model)
+        _check_same_objective(config, model.scheduler)
+        _check_trainable(config, _unet_config(model), model.scheduler)
     if image_shape != model.image_shape:
+        hint = {(3, 1): "; `grey` reads pictures as grey", (1, 3): "; pictures have colours without `grey`"}
         raise ValueError(
             f"images have shape {image_shape}, expected the model's {model.image_shape} (height, width, "
-            "channels)"
+            f"channels){hint.get((image_shape[-1], model.image_shape[-1]), '')}"
         )
-    _check_trainable(config, model)
     return model
 
 
@@ -194,31 +201,40 @@ def _unet_config(model: DiffusionModel) -> UNet2DConfig:
 
 def _latent_shape(autoencoder: Autoencoder, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     height, width, _ = image_shape
+    multiple = _SIDES * autoencoder.factor
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"images are {height}x{width}, expected sides that are multiples of {multiple}: {_SIDES} times "
+            f"the {autoencoder.factor} pixels of a latent's side"
+        )
     return height // autoencoder.factor, width // autoencoder.factor, autoencoder.latent_channels
 
 
-def _check_same_objective(config: TrainingConfig, model: DiffusionModel) -> None:
+def _check_same_objective(config: TrainingConfig, scheduler: Scheduler) -> None:
     """Raise if a model was trained for something else than what the run is to teach it."""
-    class_name = model.scheduler.to_dict()["_class_name"]
-    if type(model.scheduler) is not type(config.scheduler()):
+    objective, prediction_type = objective_of(scheduler), config_of(scheduler).prediction_type
+    if objective is None:
         raise ValueError(
-            f"objective is {config.objective!r}, expected that of initial_model, whose scheduler is a "
-            f"{class_name}"
+            f"initial_model is one with the scheduler {scheduler.to_dict()['_class_name']}, expected a "
+            f"model of one of the objectives {', '.join(OBJECTIVES)}"
         )
-    found = model.state.config.prediction_type
-    if found != config.prediction_type:
+    if objective != config.objective:
         raise ValueError(
-            f"prediction_type is {config.prediction_type!r}, expected that of initial_model, {found!r}"
+            f"objective is {config.objective!r}, expected {objective!r}, that of `initial_model`"
+        )
+    if prediction_type != config.prediction_type:
+        raise ValueError(
+            f"prediction_type is {config.prediction_type!r}, expected {prediction_type!r}, that of "
+            "`initial_model`"
         )
 
 
-def _check_trainable(config: TrainingConfig, model: DiffusionModel) -> None:
-    """Raise if a model's architecture cannot be trained on pictures alone for the run's objective."""
-    unet = _unet_config(model)
+def _check_trainable(config: TrainingConfig, unet: UNet2DConfig, scheduler: Scheduler) -> None:
+    """Raise if an architecture cannot be trained on pictures alone for the run's objective."""
     if unet.is_class_conditional:
         raise ValueError("the model is class-conditional, expected one that is not: training has no labels")
-    embedding, levels = unet.time_embedding_type, model.state.config.num_train_timesteps
-    if embedding == "fourier" or (embedding == "learned" and model.family is not None):
+    embedding, levels = unet.time_embedding_type, config_of(scheduler).num_train_timesteps
+    if embedding == "fourier" or (embedding == "learned" and isinstance(scheduler, Family)):
         raise ValueError(
             f"time_embedding_type is {embedding!r}, expected 'positional' for the objective "
             f"{config.objective!r}"

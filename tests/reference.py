@@ -312,7 +312,173 @@ def propagate_correlated(
     return mean[:size], cov[:size, :size]
 
 
+# Pixels that are known with noise
+#
+# The state is (X, y): the sample over its signal, and what is observed. `noise` [d] is the standard
+# deviation of the observation in each pixel: 0 is known exactly, and infinity not at all. `start` gives the
+# mean and covariance of the state at the start; by default X is noise and y a number.
+
+
+def unknown_start(y, sigma):
+    """X ~ N(0, 1 + sigma^2), as from a sample of standard noise, and y is given."""
+    size = len(y)
+    cov = np.zeros((2 * size, 2 * size))
+    cov[:size, :size] = (1 + sigma**2) * np.eye(size)
+    return np.append(np.zeros(size), y), cov
+
+
+def noised_start(image, missing, sigma):
+    """X = image + sigma z, and this is what is observed where pixels are missing."""
+    size = len(image)
+    both = np.vstack([np.eye(size), np.diag(np.where(missing, 1.0, 0.0))])
+    return np.append(image, image), sigma**2 * both @ both.T
+
+
+def observed_transition(rows, offset, by_y, cov_of_noise):
+    """A and b of (X, y) <- A (X, y) + b, and the covariance of the noise."""
+    size = len(offset)
+    none, identity = np.zeros((size, size)), np.eye(size)
+    matrix = np.block([[rows, by_y], [none, identity]])
+    noise = np.zeros((2 * size, 2 * size))
+    noise[:size, :size] = cov_of_noise
+    return matrix, np.append(offset, np.zeros(size)), noise
+
+
+def bridge_weight(low, high, noise):
+    """The share of the way from a pixel at level low to its observation that a bridge to high goes."""
+    return 0.0 if np.isinf(noise) else (high**2 - low**2) / (noise**2 - low**2)
+
+
+def propagate_observed(prior_mean, prior_cov, y, noise, betas, ladder, moves, *, eta=0.0, start=None):
+    """Mean [d] and covariance [d, d] of RePaint's output, given observations with noise."""
+    size = len(prior_mean)
+    sigma_of = {-1: 0.0}
+    for level in range(len(ladder)):
+        alpha = level_alpha(betas, ladder, level)
+        sigma_of[level] = np.sqrt((1 - alpha) / alpha)
+    mean, cov = unknown_start(y, sigma_of[len(ladder) - 1]) if start is None else start
+    for move, level in moves:
+        now, later = sigma_of[level], sigma_of[level - 1]
+        gain = prior_cov @ np.linalg.inv(prior_cov + now**2 * np.eye(size))
+        by_x, by_y, variance = np.zeros((size, size)), np.zeros((size, size)), np.zeros(size)
+        offset = np.zeros(size)
+        alpha, alpha_prev = 1 / (1 + now**2), 1 / (1 + later**2)
+        mean_variance, noise_variance = (part / alpha_prev for part in variances(alpha, alpha_prev, eta))
+        for i in range(size):
+            c = noise[i]
+            if move == "undo" and later >= c:  # known at both levels: more noise
+                by_x[i, i], variance[i] = 1, now**2 - later**2
+            elif move == "undo":
+                top = min(now, c)
+                share = bridge_weight(later, top, c)
+                by_x[i, i], by_y[i, i] = 1 - share, share
+                variance[i] = (1 - share) * (top**2 - later**2) + now**2 - top**2
+            elif later >= c:
+                by_y[i, i], variance[i] = 1, later**2 - c**2
+            elif np.isinf(c):
+                share = np.sqrt(max(later**2 - mean_variance, 0)) / now  # of X - x0
+                by_x[i] = (1 - share) * gain[i] + share * np.eye(size)[i]
+                offset[i], variance[i] = (1 - share) * (prior_mean - gain @ prior_mean)[i], noise_variance
+            else:  # q(X_later | X_top, x0), eq. 6 and 7 of DDPM in unscaled coordinates
+                top = min(now, c)
+                share = later**2 / top**2
+                by_x[i] = (1 - share) * gain[i]
+                (by_y if now >= c else by_x)[i, i] += share
+                offset[i] = (1 - share) * (prior_mean - gain @ prior_mean)[i]
+                variance[i] = later**2 * (1 - share)
+        matrix, shift, drawn = observed_transition(by_x, offset, by_y, np.diag(variance))
+        mean, cov = matrix @ mean + shift, matrix @ cov @ matrix.T + drawn
+    return mean[:size], cov[:size, :size]
+
+
+def propagate_correlated_observed(
+    prior_mean, prior_cov, y, noise, sigmas, *, feedback=0.95, correction=0.5, start=None
+):
+    """Mean [d] and covariance [d, d] of correlated renoising, given observations with noise.
+
+    The state is (X, y, noise drawn last). See `propagate_correlated` for the levels.
+    """
+    size = len(prior_mean)
+    identity, none = np.eye(size), np.zeros((size, size))
+    mean, cov = unknown_start(y, sigmas[0]) if start is None else start
+    mean, cov = np.append(mean, np.zeros(size)), np.pad(cov, (0, size))
+    steps = list(pairwise([*sigmas, 0.0]))
+    corrected = sigmas[-3] == sigmas[-1]
+    if corrected:
+        steps[-2:] = [(sigmas[-1], 0.0)] * 2
+    for call, (now, later) in enumerate(steps):
+        gain = prior_cov @ np.linalg.inv(prior_cov + now**2 * identity)
+        rest = prior_mean - gain @ prior_mean  # x0 = gain X + rest
+        by_x, by_y, by_z = none.copy(), none.copy(), none.copy()
+        offset, drawn = np.zeros(size), np.zeros(size)
+        pull = correction if later else 0.0
+        for i in range(size):
+            c = noise[i]
+            if later >= c:
+                # The pixel at level c is predicted as at_c = (1 - q) x0 + q X; X - at_c is its noise.
+                q, left = (c / now) ** 2, np.sqrt(later**2 - c**2)
+                back = left * feedback / np.sqrt(now**2 - c**2)  # of X - at_c
+                by_x[i] = back * identity[i] - (back + pull) * ((1 - q) * gain[i] + q * identity[i])
+                by_y[i, i] = 1 + pull
+                offset[i] = -(back + pull) * (1 - q) * rest[i]
+                drawn[i] = left * np.sqrt(1 - feedback**2)
+                continue
+            # The share of X - x0 that is left, and the weight of each of two draws of noise.
+            if np.isinf(c) or later == 0:
+                share, above, amplitude = min(later / now, 1 / 3), now, 0.0
+                if later:
+                    amplitude = now * np.sqrt(2 * np.sqrt(later / now) * max(0.0, later / now - 1 / 3)) / 2
+                if corrected and call == len(steps) - 1:
+                    share = 1.5
+            else:
+                above = min(now, c)
+                share = min(1 / 3, (later / above) ** 2)
+                amplitude = above * np.sqrt(2 * np.sqrt(later / above) * (later / above - share)) / 2
+            by_x[i] = (1 - share) * gain[i]
+            (by_y if now >= c and later else by_x)[i, i] += share
+            offset[i] = (1 - share) * rest[i]
+            if later and not np.isinf(c):
+                weight = bridge_weight(above * np.sqrt(share), later, c)
+                by_x[i] *= 1 - weight
+                by_y[i, i] *= 1 - weight
+                by_y[i, i] += weight
+                offset[i] *= 1 - weight
+                amplitude *= np.sqrt(1 - weight)
+            by_z[i, i] = drawn[i] = amplitude
+        carried = np.block([[by_x, by_y, by_z], [none, identity, none], [none, none, none]])
+        new = np.vstack([np.diag(drawn), none, identity])
+        mean = carried @ mean + np.concatenate([offset, np.zeros(2 * size)])
+        cov = carried @ cov @ carried.T + new @ new.T
+    return mean[:size], cov[:size, :size]
+
+
 # What to compare the output with
+
+
+def observed_posterior(prior_mean, prior_cov, y, noise, noise_of_y=0.0):
+    """Mean and covariance of all pixels given y = x + noise n; no row of y counts where noise is infinite.
+
+    With noise_of_y, those of the result where y itself is drawn anew each time, N(y, noise_of_y^2).
+    """
+    seen = ~np.isinf(noise)
+    cross = prior_cov[:, seen]
+    gain = np.linalg.solve(cross[seen] + np.diag(noise[seen] ** 2), cross.T).T
+    mean = prior_mean + gain @ (y[seen] - prior_mean[seen])
+    spread = gain * np.broadcast_to(noise_of_y, len(y))[seen]
+    return mean, prior_cov - gain @ cross.T + spread @ spread.T
+
+
+def observed_mixture_posterior(weights, means, covs, y, noise):
+    """Weights [K], means [K, d] and covariances [K, d, d] of all pixels of a mixture, given y."""
+    seen = ~np.isinf(noise)
+    log_likelihoods, parts = [], []
+    for mean, cov in zip(means, covs, strict=True):
+        noisy = cov[np.ix_(seen, seen)] + np.diag(noise[seen] ** 2)
+        off = y[seen] - mean[seen]
+        log_likelihoods.append(-(off @ np.linalg.solve(noisy, off) + np.linalg.slogdet(noisy)[1]) / 2)
+        parts.append(observed_posterior(mean, cov, y, noise))
+    weights = weights * np.exp(np.array(log_likelihoods) - max(log_likelihoods))
+    return weights / weights.sum(), *map(np.array, zip(*parts, strict=True))
 
 
 def posterior(prior_mean, prior_cov, image, mask):

@@ -1,5 +1,6 @@
-"""Each numbered example runs as it stands and writes its picture."""
+"""Each numbered example runs as it stands and writes its picture; what a training script refuses."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -57,3 +58,55 @@ def test_the_text_example_shows_what_the_prompt_says(tmp_path: Path) -> None:
     assert shares["guidance 0"][-1] <= 20
     assert shares["guidance 1"][-1] >= 85
     assert shares["guidance 1.5"][-1] >= 85
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pictures"], "--batch-size is 16, but there are only 2 images"),
+        (["missing"], "missing is not a folder"),
+        (["pictures", "--widths", "10"], "--widths has 10, expected a multiple of norm_num_groups=8"),
+        (["pictures", "--train-steps", "0"], "--train-steps is 0, expected an integer of at least 1"),
+        (
+            ["pictures", "--image-size", "15"],
+            "--image-size is 15, expected a multiple of the 4 pixels of a",
+        ),
+        (["pictures", "--learning-rate", "nan"], "--learning-rate is nan, expected a positive number"),
+        (
+            ["pictures", "--batch-size", "2", "-o", "pictures/0.png"],
+            "--output is pictures/0.png, expected a",
+        ),
+    ],
+)
+def test_train_autoencoder_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, words, message) -> None:
+    path = EXAMPLES[0].with_name("train_autoencoder.py")
+    spec = importlib.util.spec_from_file_location("train_autoencoder", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "pictures").mkdir()
+    for i in range(2):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_autoencoder.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 2
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_script_for_an_accelerator_can_be_rehearsed(tmp_path: Path) -> None:
+    script = EXAMPLES[0].parent / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out", "--rehearse"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, row = (tmp_path / "out" / "benchmarks.md").read_text().splitlines()
+    assert re.match(r"\| tiny, 8 px \| 2 \| [\d.]+ ms \| [\d.]+ ms \| [\d.]+ \| [\d.]+ s \|", row)
+    assert (tmp_path / "out" / "model" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) <= 8 and max(path.stat().st_size for path in files) < 2**24

@@ -113,6 +113,34 @@ def test_alpha_orientation_and_profile_are_those_of_the_picture(pipe) -> None:
     assert picture.getchannel("A").tobytes() == upright.tobytes()
 
 
+def test_soft_pixels_of_a_window_stay_near_what_is_there(pipe) -> None:
+    photo = Image.fromarray(PHOTO[..., 0] // 2 + 64)
+    soft = np.full((60, 80), 255, np.uint8)
+    soft[20:30, 30:42] = 253  # known up to noise of .089 in [-1, 1], which is 11 levels
+    (picture,) = run(pipe, photo, Image.fromarray(soft), soft_mask=True, num_model_calls=32).images
+    difference = np.abs(np.asarray(picture).astype(int) - np.asarray(photo))
+    assert (difference[soft == 255] == 0).all()
+    assert 3 < difference[soft < 255].mean() < 20
+
+
+def test_a_window_is_edited_from_what_is_there(pipe) -> None:
+    photo = Image.fromarray(np.full((60, 80), 200, np.uint8))
+    (picture,) = run(pipe, photo, MASK, strength=0.05, num_model_calls=32).images
+    hole = np.asarray(MASK) == 0
+    difference = np.abs(np.asarray(picture).astype(int) - 200)
+    assert (difference[~hole] == 0).all()
+    assert 0 < difference[hole].mean() < 30  # of about 80 if it were filled anew
+
+
+def test_noise_around_windows_is_refused(pipe) -> None:
+    with pytest.raises(ValueError, match=r"observation_noise is 0\.1, expected 0 with fit='crop'"):
+        run(pipe, Image.fromarray(PHOTO[..., 0]), MASK, observation_noise=0.1)
+    noisy = Image.fromarray(PHOTO[:16, :24, 0])
+    mask = Image.new("L", (24, 16), 255)
+    (picture,) = run(pipe, noisy, mask, observation_noise=0.1, fit="native").images
+    assert (np.asarray(picture) != np.asarray(noisy)).mean() > 0.9
+
+
 # Batches, arrays and keys
 
 
@@ -157,7 +185,11 @@ def test_pictures_of_two_sizes_come_back_as_pictures_and_not_as_one_array(pipe) 
 
 
 @pytest.mark.parametrize(
-    "boxes", [[(10, 10, 20, 18), (60, 40, 80, 60)], [(0, 30, 80, 32)]], ids=["two", "line"]
+    "boxes",
+    [
+        pytest.param([(10, 10, 20, 18), (60, 40, 80, 60)], id="two", marks=pytest.mark.slow),
+        pytest.param([(0, 30, 80, 32)], id="line"),
+    ],
 )
 def test_watching_ends_with_the_result_after_the_calls_of_all_windows(pipe, boxes) -> None:
     photo, mask = Image.fromarray(PHOTO[..., 0]), keep_all_but(*boxes)
@@ -210,6 +242,7 @@ def test_a_window_of_an_exact_model_samples_the_posterior_given_what_it_shows() 
 # The network at the picture's own size
 
 
+@pytest.mark.slow
 def test_native_runs_the_network_at_the_pictures_size(unet_pipe) -> None:
     photo = Image.fromarray(PHOTO[:13, :21, 0])
     mask = keep_all_but((3, 3, 9, 9), size=(21, 13))
@@ -247,14 +280,14 @@ def test_a_picture_for_which_there_is_no_memory_is_refused_beforehand(pipe, monk
         ({"fit": "crop", "resize": True}, "resize is True and fit is 'crop', expected one of the two"),
         ({"context": -0.5}, "context is -0.5, expected a number from 0 on"),
         ({"context": float("nan")}, "context is nan, expected a number from 0 on"),
-        ({"context": "wide"}, "context is 'wide', expected a number from 0 on"),
-        ({"context": True}, "context is True, expected a number from 0 on"),
+        ({"context": "wide"}, "context is 'wide', expected a number"),
+        ({"context": True}, "context is True, expected a number"),
     ],
 )
 def test_wrong_options_are_named(pipe, options, words) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         run(pipe, Image.fromarray(PHOTO[..., 0]), MASK, **options)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         pipe.watch(Image.fromarray(PHOTO[..., 0]), MASK, key=KEY, **{"fit": "crop"} | options)
 
 

@@ -82,12 +82,46 @@ def test_a_latent_pipeline_does_what_the_recipe_says(latent_pipe) -> None:
     np.testing.assert_allclose(result, np.where(MASK == 1, IMAGE, np.clip(expected, -1, 1)), atol=3e-3)
 
 
+def test_the_result_of_a_latent_pipeline_fades_into_its_picture(latent_pipe) -> None:
+    larger = latent_pipe(IMAGE, MASK, **CALLS, output_type="jax", grow_mask=1).images[0]
+    soft = np.asarray(latent_pipe(IMAGE, MASK, **CALLS, output_type="jax", feather=1).images[0])
+    weights = np.pad(np.zeros((4, 6)), 1, constant_values=0.5)[..., None]
+    expected = IMAGE.copy()
+    expected[1:7, 5:13] = weights * IMAGE[1:7, 5:13] + (1 - weights) * np.asarray(larger)[1:7, 5:13]
+    np.testing.assert_allclose(soft, expected, atol=1e-5)
+    outside = np.pad(weights, ((1, 1), (5, 3), (0, 0)), constant_values=1) == 1
+    np.testing.assert_array_equal(soft[outside[..., 0]], IMAGE[outside[..., 0]])
+
+
 def test_known_pixels_come_back_exactly_and_what_is_in_the_hole_does_not_matter(latent_pipe) -> None:
     other = np.where(MASK == 1, IMAGE, np.nan)
     results = [latent_pipe(one, MASK, **CALLS, output_type="jax").images for one in (IMAGE, other)]
     np.testing.assert_array_equal(*results)
     np.testing.assert_array_equal(np.where(MASK == 1, results[0][0], 0), np.where(MASK == 1, IMAGE, 0))
     assert np.abs(results[0]).max() <= 1
+
+
+def test_strength_starts_from_the_latents_of_the_whole_picture(latent_pipe) -> None:
+    """At the cleanest level alone, little of the picture changes: its latents come back decoded."""
+    result = latent_pipe(IMAGE, MASK, **CALLS, strength=0.001, output_type="jax").images[0]
+    autoencoder = latent_pipe.latents.autoencoder()
+    decoded = autoencoder.decode(autoencoder.encode(IMAGE[None]))[0]
+    corrected = np.clip(decoded, -1, 1)
+    corrected = corrected + reference.continued(IMAGE - corrected, MASK, reach=2)
+    inside = (MASK == 0)[..., 0]
+    there = np.abs(np.asarray(result) - np.clip(corrected, -1, 1))[inside].mean()
+    without = latent_pipe(IMAGE, MASK, **CALLS, output_type="jax").images[0]
+    assert there < np.abs(np.asarray(without) - corrected)[inside].mean() / 4
+    np.testing.assert_array_equal(np.where(MASK == 1, result, 0), np.where(MASK == 1, IMAGE, 0))
+    with pytest.raises(ValueError, match=r"image has values that are not in \[-1, 1\]: nan"):
+        latent_pipe(np.where(MASK == 1, IMAGE, np.nan), MASK, **CALLS, strength=0.5)
+
+
+def test_noise_of_pixels_is_refused(latent_pipe) -> None:
+    with pytest.raises(ValueError, match=r"soft_mask is True, expected False: .* this is a latent model"):
+        latent_pipe(IMAGE, MASK, **CALLS, soft_mask=True)
+    with pytest.raises(ValueError, match=r"observation_noise is 0\.1, expected 0\.0: .* a latent model"):
+        latent_pipe(IMAGE, MASK, **CALLS, observation_noise=0.1)
 
 
 @pytest.mark.slow
@@ -123,6 +157,7 @@ def latent_folder(latent_unet, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_an_autoencoder_can_come_from_elsewhere(latent_folder: Path, latent_unet, tmp_path: Path) -> None:
     save_unet2d(latent_unet, tmp_path / "unet")
     shutil.copytree(latent_folder / "scheduler", tmp_path / "scheduler")
@@ -252,6 +287,13 @@ def test_an_error_while_saving_leaves_the_folder_as_it_was(latent_folder: Path, 
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         *("notes.txt", "model_index.json", "scheduler", "unet", "vae"),
     }
+
+
+def test_schedule_says_that_its_time_is_without_the_autoencoder(latent_folder: Path, capsys) -> None:
+    assert main(["schedule", "--model", str(latent_folder), "--model-calls", "8"]) == 0
+    time, note = capsys.readouterr().out.splitlines()
+    assert time.startswith("8 model calls of ")
+    assert note == "the model is latent: encoding and decoding of the picture come on top"
 
 
 def test_a_folder_whose_autoencoder_is_missing_says_so(latent_folder: Path, tmp_path: Path) -> None:

@@ -135,6 +135,24 @@ def test_masks_and_soft_edges_refuse():
         masks.wide(8, 8, 0)
 
 
+@pytest.mark.parametrize("pixels", [-1, 0, 2])
+def test_masks_of_a_batch_grow_under_jit_in_their_dtype(pixels: int):
+    both = np.stack([masks.half(8, 8), masks.expand(8, 8)]).astype(jax.numpy.bfloat16)
+    larger = jax.jit(masks.grow, static_argnums=1)(both, pixels)
+    assert larger.dtype == jax.numpy.bfloat16
+    np.testing.assert_array_equal(larger[0, :, : 4 - pixels], 1)
+    np.testing.assert_array_equal(larger[0, :, 4 - pixels :], 0)
+    kept = 2 * max(1 - pixels, 0)
+    assert larger[1].sum() == kept**2
+
+
+def test_grow_refuses():
+    with pytest.raises(TypeError, match=r"pixels is 1\.0, expected an integer"):
+        masks.grow(np.ones((8, 8, 1)), 1.0)
+    with pytest.raises(ValueError, match=r"\(8, 8\), expected \(..., height, width, 1\)"):
+        masks.grow(np.ones((8, 8)), 1)
+
+
 def test_soft_edges_of_a_batch_are_those_of_each_mask():
     both = np.stack([masks.half(8, 8), masks.expand(8, 8)])
     for soft, mask in zip(masks.feather(both, 2), both, strict=True):

@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 
 import repaint_jax as rp
 from repaint_jax.cli.main import main
-from repaint_jax.models import UNet2DConfig
+from repaint_jax.models import UNet2DConfig, nnx_model_fn
+from repaint_jax.models.families import EDM, Flow, ScoreVE
+from repaint_jax.models.pretrained import save_pretrained
 from repaint_jax.sampling import noise_levels
 from repaint_jax.training import (
     TrainingConfig,
@@ -193,6 +195,27 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(first_moment["a"], 0.1 * 0.6, rtol=1e-5)
     np.testing.assert_allclose(first_moment["b"], 0.1 * 0.8, rtol=1e-5)
+
+
+def test_bfloat16_is_the_arithmetic_of_the_network_alone(unet, images) -> None:
+    model_fn, params = nnx_model_fn(unet)
+    batch = np.repeat(images[:1] / np.float32(127.5) - 1, 32, axis=0)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        seen = set()
+
+        def watched(params, sample, timesteps, seen=seen):
+            seen.update({sample.dtype.name, *(leaf.dtype.name for leaf in jax.tree.leaves(params))})
+            return model_fn(params, sample, timesteps)
+
+        train_step = make_train_step(dataclasses.replace(CONFIG, dtype=dtype), watched, ABAR)
+        state, loss = train_step(create_train_state(CONFIG, params), batch)
+        assert seen == {dtype}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema_params))} == {
+            "float32"
+        }
+        losses[dtype] = float(loss)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
 def test_average_follows_the_weights(model, images) -> None:
@@ -373,9 +396,9 @@ def test_run_from_a_model_refuses_another_prediction_and_another_architecture(
     initial = finished_run / "run" / "model"
     run = tmp_path / "run"
     v_prediction = dataclasses.replace(CONFIG, prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="'v_prediction', expected that of initial_model, 'epsilon'"):
+    with pytest.raises(ValueError, match="'v_prediction', expected 'epsilon', that of `initial_model`"):
         train_unet2d(v_prediction, images, run, initial_model=initial)
-    with pytest.raises(ValueError, match="unet_config is given together with initial_model"):
+    with pytest.raises(ValueError, match="unet_config is given and initial_model is given"):
         train_unet2d(CONFIG, images, run, initial_model=initial, unet_config=unet_config)
 
 
@@ -415,6 +438,11 @@ def test_command_refuses_in_one_line_and_leaves_no_folder(
         ("batch_size", 0, "batch_size is 0, expected an integer of at least 1"),
         ("warmup_steps", -1, "warmup_steps is -1, expected an integer of at least 0"),
         ("learning_rate", 0.0, "learning_rate is 0.0, expected a positive number"),
+        ("learning_rate", "fast", "learning_rate is 'fast', expected a positive number"),
+        ("learning_rate", True, "learning_rate is True, expected a positive number"),
+        ("decay_fraction", "0.2", r"decay_fraction is '0.2', expected a number in \[0, 1\]"),
+        ("ema_decay", float("nan"), r"ema_decay is nan, expected a number in \[0, 1\]"),
+        ("random_flip", 1, "random_flip is 1, expected True or False"),
         ("learning_rate", float("nan"), "learning_rate is nan, expected a positive number"),
         ("max_grad_norm", 0.0, "max_grad_norm is 0.0, expected a positive number"),
         ("decay_fraction", 1.5, r"decay_fraction is 1.5, expected a number in \[0, 1\]"),
@@ -427,7 +455,7 @@ def test_command_refuses_in_one_line_and_leaves_no_folder(
     ],
 )
 def test_config_refuses(name: str, value: object, expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises((ValueError, TypeError), match=expected):
         TrainingConfig(**{name: value})
 
 
@@ -455,6 +483,7 @@ def test_images_that_do_not_fit_the_architecture_are_refused(unet_config, tmp_pa
     [
         ({"dropout": 0.1}, "dropout is 0.1, expected 0"),
         ({"out_channels": 2}, "out_channels is 2, expected in_channels=1"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier', expected 'positional' for"),
         ({"num_class_embeds": 3}, "the model is class-conditional, expected one that is not"),
         (
             {"time_embedding_type": "learned", "num_train_timesteps": 100},
@@ -467,6 +496,103 @@ def test_architectures_that_cannot_be_trained_are_refused(unet_config, images, t
     with pytest.raises(ValueError, match=expected):
         train_unet2d(CONFIG, images, tmp_path / "run", unet_config=unet_config)
     assert not (tmp_path / "run").exists()
+
+
+class SmallAutoencoder:
+    """What the check of sides needs of one."""
+
+    factor, latent_channels = 2, 4
+
+
+@pytest.mark.parametrize("size", [15, 20])
+def test_pictures_that_do_not_fit_latents_are_told_their_own_size(
+    images, tmp_path, monkeypatch, size
+) -> None:
+    monkeypatch.setattr("repaint_jax.training_run.load_autoencoder", lambda path: SmallAutoencoder())
+    pictures = np.zeros((4, size, size, 3), np.uint8)
+    message = (
+        f"^images are {size}x{size}, expected sides that are multiples of 8: 4 times the 2 pixels of a"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_unet2d(CONFIG, pictures, tmp_path / "run", autoencoder="autoencoder")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def of_scheduler(unet, tmp_path):
+    """A function that writes a model with a scheduler."""
+
+    def write(scheduler) -> Path:
+        save_pretrained(tmp_path / "model", unet, scheduler)
+        return tmp_path / "model"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "expected"),
+    [
+        (
+            rp.RePaintSchedulerConfig(),
+            ["--objective", "edm"],
+            "--objective is 'edm', expected 'ddpm', that of --i",
+        ),
+        (EDM(), ["--objective", "flow"], "--objective is 'flow', expected 'edm', that of --init-model"),
+        (Flow(), [], "--objective is 'ddpm', expected 'flow', that of --init-model"),
+        (
+            ScoreVE(),
+            [],
+            "--init-model is one with the scheduler ScoreSdeVeScheduler, expected a model of one of the",
+        ),
+        (
+            rp.RePaintSchedulerConfig(),
+            ["--prediction-type", "sample"],
+            "--prediction-type is 'sample', expected 'epsilon', that of --init-model",
+        ),
+        (
+            rp.RePaintSchedulerConfig(),
+            ["--unet-config", "UNET"],
+            "--unet-config is given and --init-model is given, expected one of the two",
+        ),
+    ],
+)
+def test_train_says_what_does_not_go_with_its_initial_model(
+    of_scheduler, images, tmp_path, capsys, scheduler, options, expected
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / "pictures" / "a.png")
+    model = of_scheduler(scheduler)
+    options = [str(model / "unet" / "config.json") if word == "UNET" else word for word in options]
+    words = [
+        "train",
+        str(tmp_path / "pictures"),
+        "-o",
+        str(tmp_path / "run"),
+        "--image-size",
+        "8",
+        "--grey",
+    ]
+    assert main([*words, "--init-model", str(model), *options]) == 2
+    assert capsys.readouterr().err.startswith(f"repaint-jax train: {expected}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "hint"),
+    [(1, [], "; --grey reads pictures as grey"), (3, ["--grey"], "; pictures have colours without --grey")],
+)
+def test_train_says_how_pictures_get_the_channels_of_a_model(
+    unet_config, random_unet, images, tmp_path, capsys, channels, options, hint
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / "pictures" / "a.png")
+    config = dataclasses.replace(unet_config, in_channels=channels, out_channels=channels)
+    save_pretrained(tmp_path / "model", random_unet(config), rp.RePaintSchedulerConfig())
+    words = ["train", str(tmp_path / "pictures"), "-o", str(tmp_path / "run"), "--image-size", "8"]
+    assert main([*words, "--init-model", str(tmp_path / "model"), *options]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"expected the model's (8, 8, {channels}) (height, width, channels){hint}\n"
+    )
 
 
 def test_default_architecture_needs_sides_that_can_be_halved_twice() -> None:

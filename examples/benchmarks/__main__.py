@@ -9,11 +9,7 @@ diffusers are omitted if these are not installed (`pip install -r tests/golden/r
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import os
-import platform
-from pathlib import Path
 
 import batches
 import convolutions
@@ -22,6 +18,7 @@ import memory
 import network
 import startup
 import whole
+from machine import machine
 from timing import markdown
 
 PARTS = {
@@ -51,22 +48,6 @@ def main() -> None:
         wanted = [compare for compare in wanted if compare not in WITH_DIFFUSERS]
     for line in markdown(row for compare in wanted for row in compare()):
         print(line, flush=True)
-
-
-def machine() -> str:
-    """Describe the processor and the versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = []
-    for package in ("jax", "flax", "torch", "diffusers"):
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    processor = names[0] if names else platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join([processor, f"{cores} cores", f"Python {platform.python_version()}", *versions])
 
 
 if __name__ == "__main__":

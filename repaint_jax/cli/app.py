@@ -4,23 +4,25 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
+from repaint_jax.cli import app_pictures as pictures
+from repaint_jax.cli.app_models import Models, models_here
 from repaint_jax.files import StrPath, optional_package
 from repaint_jax.models.pretrained import pictures_of_model
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, rgb
-from repaint_jax.pictures.images import open_image, resize_together
 from repaint_jax.pictures.plots import HOLE_COLOUR
+from repaint_jax.pictures.windows import DEFAULT_CONTEXT
 from repaint_jax.pipeline import RePaintPipeline
 from repaint_jax.sampling.budget_schedule import DEFAULT_MODEL_CALLS
-from repaint_jax.sampling.keys import seed_key
 
 with optional_package("gradio", "the web app needs gradio: install repaint_jax[app]"):
     import gradio as gr
@@ -28,33 +30,69 @@ with optional_package("gradio", "the web app needs gradio: install repaint_jax[a
 DEFAULT_SAMPLES = 4
 MAX_SAMPLES = 8
 MAX_BUDGET = 256
-MAX_MODEL_CALLS = 5000  # with RePaint's own schedule; the paper's setting has 2,410
 MAX_PASSES = 100
-MAX_PIXELS = 50_000_000
-MAX_FILE_SIZE = "20mb"
+MAX_FILE_SIZE = "50mb"
 MAX_WAITING = 20
 
-_CANVAS_SIDE = 384
 _EDITOR_SIDE = 480
-_SECONDS_BETWEEN_PREVIEWS = 0.25
+_GALLERY_HEIGHT = 372
 _FONTS = ("system-ui", "sans-serif")  # the visitor's fonts: the page loads nothing from elsewhere
+_NO_RESULT = "there is no result yet: paint and fill"
 
 _CSS = """
 .gradio-container { width: 100%; max-width: 1160px !important; margin: 0 auto !important; }
 #painting { margin-left: 0; }
 #painting [aria-label="Color"] { display: none; }
-#results img, #examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
-#choice { max-width: 480px; }
+#left > * { max-width: 480px; margin-left: 0 !important; }
+#examples img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-wrap { padding: 0; overflow: hidden; }
 #examples .grid-container { padding: 0; grid: auto / auto-flow minmax(0, 56px); justify-content: start; }
 #examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
-#results .grid-wrap { padding-top: 36px; }
-#results img, #results .thumbnail-item { border-radius: 0; }
+#results .grid-wrap, #windows .grid-wrap { padding-top: 8px; }
+#results img, #windows img { object-fit: contain; }
+#results img, #results .thumbnail-item, #windows .thumbnail-item { border-radius: 0; }
 #progress { min-height: 36px; }
 #progress > * { padding: 0; }
 .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .bar div { height: 100%; background: var(--color-accent); }
+#description { min-width: min(300px, 100%); }
+@media (max-width: 640px) {
+    #model { min-width: 100% !important; }
+    #painting { height: 400px !important; }
+    #results, #windows { height: 300px !important; }
+}
 """
+
+_SHORTCUTS = """() => document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input:not([type=range]), textarea");
+    const control = event.ctrlKey || event.metaKey;
+    const key = (control ? "ctrl " : "") + (event.shiftKey ? "shift " : "") + event.key.toLowerCase();
+    const selector = {
+        "ctrl enter": "#fill",
+        "ctrl z": "#painting [aria-label='Undo']",
+        "ctrl shift z": "#painting [aria-label='Redo']",
+        "ctrl y": "#painting [aria-label='Redo']",
+        "b": "#painting [aria-label='Brush']",
+        "e": "#painting [aria-label='Erase']",
+        "+": "#painting [aria-label='Zoom in']",
+        "-": "#painting [aria-label='Zoom out']",
+    }[key];
+    if (!selector || (typing && key !== "ctrl enter")) return;
+    event.preventDefault();
+    document.querySelector(selector)?.click();
+})"""
+_SHORTCUTS_HELP = (
+    "Keys: B brush, E eraser, + and - or Alt and the wheel zoom, Ctrl+Z undo, Ctrl+Shift+Z redo, "
+    "Ctrl+Enter fill."
+)
+
+_DOWNLOAD = """(file) => {
+    if (!file) return;
+    const link = document.createElement("a");
+    link.href = file.url;
+    link.download = file.orig_name;
+    link.click();
+}"""
 
 
 def serve(
@@ -89,9 +127,14 @@ def serve(
         raise ValueError(f"--host is {host} and --port is {port}: {error.strerror}") from None
     address = f"[{host}]" if family == socket.AF_INET6 else host
     _reach_without_proxy(host)
-    pipe = RePaintPipeline.from_pretrained(model, dtype=dtype, autoencoder=autoencoder)
+
+    def load(path: str) -> RePaintPipeline:
+        own = autoencoder if path == str(model) else None
+        return RePaintPipeline.from_pretrained(path, dtype=dtype, autoencoder=own)
+
+    models = Models(model, load, models_here(model))
     prepared = Event()
-    page = build_page(pipe, pictures_of_model(model), prepared.wait, background)
+    page = build_page(models, prepared.wait, background)
     page.launch(
         server_name=address,
         server_port=port,
@@ -109,7 +152,7 @@ def serve(
         ),
         css=_CSS,
     )
-    Thread(target=_prepare, args=(pipe, prepared), daemon=True).start()
+    Thread(target=_prepare, args=(models, prepared), daemon=True).start()
     print(f"http://{address}:{port} is open; Ctrl-C stops it", flush=True)
     try:
         while True:
@@ -122,56 +165,148 @@ def serve(
 
 
 def build_page(
-    pipe: RePaintPipeline,
-    examples: Sequence[StrPath] = (),
+    models: Models,
     wait: Callable[[], Any] = lambda: None,
     background: Colour = DEFAULT_BACKGROUND,
 ) -> gr.Blocks:
-    """Build the page for a model.
+    """Build the page.
 
     Args:
-        pipe: the model.
-        examples: the pictures that visitors can choose from.
+        models: the models that visitors can choose from. The pictures in their folders are examples.
         wait: a function that is called before each chain.
         background: the colour behind transparent pixels, as for a call of the pipeline.
     """
-    height, width, _ = pipe.image_shape
-    pictures = [read_picture(path, pipe.image_shape, background) for path in examples]
-    first = pictures[0] if pictures else None
+    chosen = models.default
+    first = next(iter(_examples(chosen)), None)
 
-    def choose(picture: Image.Image) -> tuple[Image.Image, Any]:
-        return picture, as_painting(picture)
+    def on_canvas(picture: Image.Image | None, model: str, mask: Image.Image | None = None) -> Any:
+        """Return the editor's value for a picture, and a mask."""
+        if picture is None:
+            return None
+        shown = pictures.canvas_of(pictures.in_colours_of(models.get(model), picture, background))
+        layers = [] if mask is None else [pictures.paint_of(mask)]
+        return {"background": shown, "layers": layers, "composite": None}
 
-    def choose_example(event: gr.SelectData) -> tuple[Image.Image, Any]:
-        return choose(pictures[event.index])
-
-    def upload(path: str) -> tuple[Image.Image, Any]:
+    def open_picture(path: str, model: str) -> tuple[Any, Any, None]:
         with _refusals_shown():
-            return choose(read_picture(path, pipe.image_shape, background))
+            picture = pictures.read_picture(path)
+            return picture, on_canvas(picture, model), None
 
-    def fill_prepared(*values: Any) -> Iterator[tuple[Any, str]]:
+    def choose_example(model: str, event: gr.SelectData) -> tuple[Any, Any, None]:
+        return open_picture(str(pictures_of_model(model)[event.index]), model)
+
+    def open_mask(path: str, picture: Image.Image | None, model: str) -> tuple[Any, Any]:
+        with _refusals_shown():
+            if picture is None:
+                raise ValueError("there is no picture for the mask: upload one first")
+            mask = pictures.read_mask(path, picture.size)
+            return on_canvas(picture, model, mask), mask
+
+    def choose_model(
+        model: str, before: str, picture: Image.Image | None, paint: list[str] | None
+    ) -> Iterator[tuple[Any, ...]]:
+        kept = (gr.skip(),) * 4
+        name = escape(models.names[model])
+        yield gr.skip(), before, *kept, f"{name} is being loaded"
+        try:
+            pipe = models.get(model)
+            shown = on_canvas(picture, model)
+            if shown is not None:
+                shown["layers"] = _layers(paint)
+            label = gr.update(visible=pipe.is_class_conditional)
+            example = _example_gallery(model)
+            yield model, model, models.description(model), example, shown, label, f"{name} is loaded"
+        except Exception as error:
+            sentence = f"{name} could not be loaded: {escape(str(error) or type(error).__name__)}"
+            yield before, before, *kept, sentence
+
+    def task_of(picture: Any, paint: Any, mask: Any, model: str, fit: str, context: float) -> Any:
+        options: dict[str, Any] = {"fit": fit, "context": context, "background": background}
+        return pictures.make_task(models.get(model), picture, _layers(paint), mask, **options)
+
+    def show_windows(*values: Any) -> Any:
+        with _refusals_shown():
+            return pictures.windows_shown(models.get(values[3]), task_of(*values))
+
+    def fill(*values: Any) -> Iterator[tuple[Any, ...]]:
+        of_task, of_chain = values[:6], values[6:]
         wait()
         with _refusals_shown():
-            yield from fill(pipe, *values)
+            pipe = models.get(of_task[3])
+            for progress in pictures.fill(pipe, task_of(*of_task), *of_chain):
+                columns = _columns(len(progress.pictures))
+                shown = gr.update(value=progress.pictures, columns=columns, selected_index=None)
+                pair = None if progress.results is None else pictures.compared(progress.results, 0)
+                yield (
+                    shown if progress.pictures else gr.skip(),
+                    _progress(progress),
+                    progress.results,
+                    0,
+                    pair,
+                )
+
+    def choose_result(results: pictures.Results | None, event: gr.SelectData) -> tuple[int, Any]:
+        number = event.index
+        return number, gr.skip() if results is None else pictures.compared(results, number)
+
+    def go_on(results: pictures.Results | None, number: int, model: str) -> tuple[Any, Any, None]:
+        with _refusals_shown():
+            picture = _present(results).whole(number)
+            return picture, on_canvas(picture, model), None
+
+    def save_mask(picture: Image.Image | None, paint: Any, mask: Any) -> Iterator[str]:
+        with _refusals_shown(), TemporaryDirectory() as folder:
+            if picture is None:
+                raise ValueError("there is no picture: upload one")
+            path = Path(folder, "mask.png")
+            pictures.write_png(pictures.mask_of(_layers(paint), picture.size, mask), path)
+            yield str(path)  # gradio copies the file
+
+    def save_result(results: pictures.Results | None, number: int) -> Iterator[str]:
+        with _refusals_shown(), TemporaryDirectory() as folder:
+            path = Path(folder, f"result-{number + 1}.png")
+            pictures.write_png(_present(results).whole(number), path)
+            yield str(path)
+
+    def save_results(results: pictures.Results | None) -> Iterator[str]:
+        with _refusals_shown(), TemporaryDirectory() as folder:
+            path = Path(folder, "results.zip")
+            pictures.write_zip(_present(results), path)
+            yield str(path)
 
     with gr.Blocks(title="repaint-jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("## Paint over the pixels to fill\n" + _description(pipe))
-        picture = gr.State(first)
+        with gr.Row(equal_height=True):
+            description = gr.Markdown(models.description(chosen), elem_id="description")
+            model = gr.Dropdown(
+                models.choices,
+                value=chosen,
+                label="Model",
+                container=False,
+                scale=0,
+                min_width=260,
+                elem_id="model",
+            )
+        # What a visitor has: the picture at full resolution, an uploaded mask, results, and choices.
+        picture, mask, results = gr.State(first), gr.State(None), gr.State(None)
+        loaded, number = gr.State(chosen), gr.State(0)
+        saved = gr.File(visible="hidden", interactive=False)
+        paint = gr.File(visible="hidden", file_count="multiple", interactive=True, elem_id="paint")
         with gr.Row():
-            with gr.Column(min_width=_EDITOR_SIDE):
+            with gr.Column(min_width=300, elem_id="left"):
                 painting = gr.ImageEditor(
-                    None if first is None else as_painting(first),
+                    on_canvas(first, chosen),
                     type="pil",
                     format="png",
                     sources=(),
                     transforms=(),
                     layers=False,
                     brush=gr.Brush(
-                        default_size=36,
+                        default_size=80,
                         colors=["#{:02x}{:02x}{:02x}".format(*HOLE_COLOUR)],
                         color_mode="fixed",
                     ),
-                    canvas_size=enlarged_size((width, height)),
+                    eraser=gr.Eraser(default_size=60),
+                    canvas_size=(pictures.CANVAS_SIDE, pictures.CANVAS_SIDE),
                     show_label=False,
                     buttons=[],
                     # Set explicitly, because the editor measures its size before the page is laid out.
@@ -179,26 +314,57 @@ def build_page(
                     width=_EDITOR_SIDE,
                     elem_id="painting",
                 )
-                with gr.Row(elem_id="choice"):
-                    example = gr.Gallery(
-                        [enlarged(one) for one in pictures],
-                        columns=len(pictures) or 1,
-                        rows=1,
-                        height=60,
-                        allow_preview=False,
-                        show_label=False,
-                        container=False,
-                        format="png",
-                        buttons=[],
-                        visible=bool(pictures),
-                        interactive=False,
-                        scale=3,
-                        elem_id="examples",
+                example = _example_gallery(chosen)
+                with gr.Row(elem_classes="row"):
+                    small: Any = {"size": "md", "min_width": 90}
+                    upload = gr.UploadButton(
+                        "Open picture", file_types=["image"], elem_id="upload", **small
                     )
-                    upload_button = gr.UploadButton(
-                        "Upload", file_types=["image"], scale=0, min_width=100, size="md"
+                    upload_mask = gr.UploadButton(
+                        "Open mask", file_types=["image"], elem_id="upload-mask", **small
                     )
-            with gr.Column(min_width=_EDITOR_SIDE):
+                    mask_button = gr.Button("Save mask", elem_id="save-mask", **small)
+                with gr.Accordion("Expert settings", open=False):
+                    with gr.Row():
+                        seed = gr.Number(
+                            0, label="Seed", info="the same seed gives the same results", precision=0
+                        )
+                        fit = gr.Dropdown(
+                            [
+                                ("windows on holes", "crop"),
+                                ("all, resized", "resize"),
+                                ("all, at its size", "native"),
+                            ],
+                            label="The model sees",
+                            info="see the tab Windows",
+                        )
+                        context = gr.Slider(
+                            0,
+                            2,
+                            DEFAULT_CONTEXT,
+                            step=0.05,
+                            label="Context",
+                            info="share of the hole, each side",
+                        )
+                        class_label = gr.Number(
+                            0,
+                            label="Class label",
+                            precision=0,
+                            visible=models.get(chosen).is_class_conditional,
+                        )
+                    own_schedule = gr.Checkbox(label="RePaint's own schedule instead of model calls")
+                    with gr.Row():
+                        most = pictures.MAX_MODEL_CALLS
+                        own_settings = [
+                            gr.Number(250, label="Inference steps T", precision=0, maximum=most),
+                            gr.Number(10, label="Jump length", precision=0, maximum=most),
+                            gr.Number(
+                                10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES
+                            ),
+                            gr.Number(1.0, label="eta, share of DDPM's noise"),
+                        ]
+                    gr.Markdown(_SHORTCUTS_HELP)
+            with gr.Column(min_width=300):
                 with gr.Row():
                     calls = gr.Slider(
                         8,
@@ -207,209 +373,142 @@ def build_page(
                         step=8,
                         label="Model calls",
                         info="more: better, slower",
+                        min_width=140,
                     )
                     samples = gr.Slider(
-                        1, MAX_SAMPLES, DEFAULT_SAMPLES, step=1, label="Samples", info="number of results"
+                        1,
+                        MAX_SAMPLES,
+                        DEFAULT_SAMPLES,
+                        step=1,
+                        label="Samples",
+                        info="number of results",
+                        min_width=140,
                     )
                 with gr.Row():
-                    fill_button = gr.Button("Fill", variant="primary", elem_id="fill")
-                    stop_button = gr.Button("Stop", elem_id="stop")
+                    fill_button = gr.Button("Fill", variant="primary", min_width=140, elem_id="fill")
+                    stop_button = gr.Button("Stop", min_width=140, elem_id="stop")
                 progress = gr.HTML(elem_id="progress")
-                results = gr.Gallery(
-                    height=400,
-                    format="png",
-                    label="Results",
-                    buttons=["download", "download_all", "fullscreen"],
-                    interactive=False,
-                    elem_id="results",
-                )
-        with gr.Accordion("Expert settings", open=False):
-            with gr.Row():
-                seed = gr.Number(0, label="Seed", info="the same seed gives the same results", precision=0)
-                class_label = gr.Number(
-                    0, label="Class label", precision=0, visible=pipe.is_class_conditional
-                )
-                own_schedule = gr.Checkbox(label="RePaint's own schedule instead of the model calls above")
-            with gr.Row():
-                own_settings = [
-                    gr.Number(250, label="Inference steps T", precision=0, maximum=MAX_MODEL_CALLS),
-                    gr.Number(10, label="Jump length", precision=0, maximum=MAX_MODEL_CALLS),
-                    gr.Number(10, label="Passes through each stretch", precision=0, maximum=MAX_PASSES),
-                    gr.Number(1.0, label="eta, share of DDPM's noise"),
-                ]
+                with gr.Tabs():
+                    with gr.Tab("Results"):
+                        gallery = gr.Gallery(
+                            height=_GALLERY_HEIGHT,
+                            format="jpeg",
+                            show_label=False,
+                            buttons=["fullscreen"],
+                            interactive=False,
+                            elem_id="results",
+                        )
+                    with gr.Tab("Before and after"):
+                        slider = gr.ImageSlider(
+                            max_height=_GALLERY_HEIGHT,
+                            format="jpeg",
+                            show_label=False,
+                            buttons=["fullscreen"],
+                            elem_id="slider",
+                        )
+                    with gr.Tab("Windows", elem_id="windows-tab") as windows_tab:
+                        windows = gr.Gallery(
+                            height=_GALLERY_HEIGHT,
+                            columns=2,
+                            format="jpeg",
+                            show_label=False,
+                            buttons=["fullscreen"],
+                            interactive=False,
+                            elem_id="windows",
+                        )
+                with gr.Row():
+                    use_button = gr.Button("Use result", elem_id="use", **small)
+                    save_button = gr.Button("Download", elem_id="download", **small)
+                    save_all_button = gr.Button("Download all", elem_id="download-all", **small)
 
         # Private, because these events serve only this page. Programs should use `RePaintPipeline`.
-        quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        painting.clear(as_painting, picture, painting, **quietly)
-        example.select(choose_example, None, [picture, painting], **quietly)
-        upload_button.upload(upload, upload_button, [picture, painting], **quietly)
-        filling = fill_button.click(
-            fill_prepared,
-            [picture, painting, calls, samples, seed, class_label, own_schedule, *own_settings],
-            [results, progress],
-            show_progress="minimal",
-            show_progress_on=progress,
+        private: Any = {"api_visibility": "private"}
+        quietly: Any = {"show_progress": "hidden", **private}
+        # Not on the editor: it would upload its pictures at every change of a progress shown on it.
+        shown: Any = {"show_progress": "minimal", "show_progress_on": progress, **private}
+        of_picture = [picture, painting, mask]
+        page.load(None, js=_SHORTCUTS, **quietly)
+        painting.clear(lambda *of: (on_canvas(*of), None), [picture, loaded], [painting, mask], **shown)
+        example.select(choose_example, loaded, of_picture, **shown)
+        upload.upload(open_picture, [upload, loaded], of_picture, **shown)
+        upload_mask.upload(open_mask, [upload_mask, picture, loaded], [painting, mask], **shown)
+
+        def with_paint(event: Any) -> Any:
+            # An event in the browser, because the editor that is an input of one on the server would upload
+            # its pictures at every progress from then on.
+            return event(None, painting, paint, js="(painting) => [painting?.layers ?? []]", **quietly).then
+
+        with_paint(model.input)(
+            choose_model,
+            [model, loaded, picture, paint],
+            [model, loaded, description, example, painting, class_label, progress],
+            **shown,
+        )
+        of_task = [picture, paint, mask, loaded, fit, context]
+        with_paint(windows_tab.select)(show_windows, of_task, windows, **shown)
+        filling = with_paint(fill_button.click)(
+            fill,
+            [*of_task, calls, samples, seed, class_label, own_schedule, *own_settings],
+            [gallery, progress, results, number, slider],
             concurrency_limit=1,  # a chain uses the whole machine
-            api_visibility="private",
+            **shown,
         )
         # A separate event, so that the message follows the last output of the cancelled one.
-        stop_button.click(None, cancels=filling, queue=False, api_visibility="private").then(
+        stop_button.click(None, cancels=filling, queue=False, **private).then(
             lambda: "Stopped. The pictures are intermediate predictions, not results.",
             None,
             progress,
             queue=False,
             **quietly,
         )
+        gallery.select(choose_result, results, [number, slider], **quietly)
+        use_button.click(go_on, [results, number, loaded], of_picture, **shown)
+        for event, save, values in (
+            (with_paint(mask_button.click), save_mask, [picture, paint, mask]),
+            (save_button.click, save_result, [results, number]),
+            (save_all_button.click, save_results, [results]),
+        ):
+            event(save, values, saved, **shown).success(None, saved, js=_DOWNLOAD, **quietly)
     page.queue(max_size=MAX_WAITING)
     return page
 
 
-def read_picture(
-    path: StrPath, image_shape: tuple[int, int, int], background: Colour = DEFAULT_BACKGROUND
-) -> Image.Image:
-    """Read an uploaded picture, and convert it to the model's size and colours.
-
-    Args:
-        path: the file.
-        image_shape: the shape [H, W, C] of the model's images.
-        background: the colour behind transparent pixels, as for a call of the pipeline.
-
-    Raises:
-        ValueError: if the file is not a picture, or has more than MAX_PIXELS pixels.
-    """
-    name = Path(path).name
-    width = height = 0
-    unreadable = (Image.DecompressionBombError, OSError, SyntaxError, ValueError)  # refused below
-    with suppress(*unreadable), Image.open(path) as header:
-        width, height = header.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} has {width} x {height} pixels, expected at most {MAX_PIXELS:,}")
-    try:
-        picture = open_image(path)
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), name)) from None
-    ((resized,), _) = resize_together([picture], [Image.new("L", picture.size)], image_shape, background)
-    return resized
+def _examples(model: str) -> list[Image.Image]:
+    return [pictures.read_picture(path) for path in pictures_of_model(model)]
 
 
-def as_painting(picture: Image.Image) -> Any:
-    """Return the editor's value for a picture without paint."""
-    return {"background": enlarged(picture), "layers": [], "composite": None}
-
-
-def enlarged(picture: Image.Image) -> Image.Image:
-    """Enlarge a small picture for painting. Each pixel becomes a square of pixels."""
-    return picture.resize(enlarged_size(picture.size), Image.Resampling.NEAREST)
-
-
-def enlarged_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Multiply a size by the smallest whole number that makes its longer side at least _CANVAS_SIDE."""
-    factor = max(1, -(-_CANVAS_SIDE // max(size)))
-    return size[0] * factor, size[1] * factor
-
-
-def mask_of(painting: dict[str, Any] | None, image_shape: tuple[int, int, int]) -> Image.Image:
-    """Return the mask of the editor's paint.
-
-    The mask has the model's size. It is black where at least half of a pixel is painted.
-
-    Args:
-        painting: the editor's value. Its "layers" are RGBA pictures of the canvas, opaque where painted.
-        image_shape: the shape [H, W, C] of the model's images.
-
-    Raises:
-        ValueError: if nothing is painted.
-    """
-    height, width, _ = image_shape
-    mask = Image.new("L", (width, height), 255)
-    for layer in (painting or {}).get("layers", ()):
-        kept = ImageChops.invert(layer.getchannel("A")).resize((width, height), Image.Resampling.BOX)
-        mask = ImageChops.darker(mask, kept)
-    mask = mask.point(lambda value: 255 if value >= 128 else 0)
-    if mask.getextrema()[0] == 255:
-        raise ValueError("nothing is painted: paint over the pixels to fill")
-    return mask
-
-
-def fill(
-    pipe: RePaintPipeline,
-    picture: Image.Image | None,
-    painting: dict[str, Any] | None,
-    num_model_calls: int,
-    num_samples: int,
-    seed: int,
-    class_label: int | None,
-    own_schedule: bool,
-    num_inference_steps: int | None,
-    jump_length: int | None,
-    jump_n_sample: int | None,
-    eta: float | None,
-) -> Iterator[tuple[Any, str]]:
-    """Run a chain, and yield pictures for the gallery and the progress a few times a second.
-
-    The last pictures are the results.
-
-    Args:
-        pipe: the model.
-        picture: the picture, of the model's size.
-        painting: the editor's value, see `mask_of`.
-        num_model_calls: the call budget.
-        num_samples: the number of results.
-        seed: the seed of the noise.
-        class_label: the class label. It is used only with a class-conditional model.
-        own_schedule: whether to use RePaint's own schedule instead of the call budget.
-        num_inference_steps: the number of inference steps T of RePaint's own schedule.
-        jump_length: the number of inference steps that a jump goes back.
-        jump_n_sample: the number of passes through each stretch of jump_length steps.
-        eta: the share of DDPM's noise in a step.
-
-    Raises:
-        ValueError: if there is no picture, no paint, or no valid schedule.
-    """
-    if picture is None:
-        raise ValueError("there is no picture: upload one")
-    mask = mask_of(painting, pipe.image_shape)
-    key = seed_key(seed)
-    schedule: dict[str, Any] = {"num_model_calls": num_model_calls}
-    if own_schedule:
-        schedule = {
-            "num_inference_steps": num_inference_steps,
-            "jump_length": jump_length,
-            "jump_n_sample": jump_n_sample,
-            "eta": eta,
-        }
-    state = pipe.set_timesteps(**schedule)
-    total = state.num_model_calls or 0
-    if total > MAX_MODEL_CALLS:
-        raise ValueError(f"this schedule has {total:,} model calls, expected at most {MAX_MODEL_CALLS:,}")
-    yield gr.skip(), _progress(0, total, "preparing the network")
-    chain = pipe.watch(
-        picture,
-        mask,
-        state=state,
-        key=key,
-        num_samples=num_samples,
-        class_labels=class_label if pipe.is_class_conditional else None,
+def _example_gallery(model: str) -> gr.Gallery:
+    """Return the row of a model's examples."""
+    examples = [pictures.fitted(one) for one in _examples(model)]
+    return gr.Gallery(
+        examples,
+        columns=len(examples) or 1,
+        rows=1,
+        height=60,
+        allow_preview=False,
+        show_label=False,
+        container=False,
+        format="png",
+        buttons=[],
+        visible=bool(examples),
+        interactive=False,
+        elem_id="examples",
     )
-    columns = min(num_samples, 2 if num_samples <= 2 else 3 if num_samples <= 6 else 4)
-    started = shown = -np.inf
-    for watched in chain:
-        now = time.perf_counter()
-        if watched.calls_done == 1:
-            started = now
-        if watched.calls_done == total:
-            yield (
-                gr.update(value=watched.images, columns=columns),
-                _progress(total, total, f"{num_samples} results"),
-            )
-        elif now - shown >= _SECONDS_BETWEEN_PREVIEWS:
-            shown = now
-            timed = watched.calls_done - 1
-            left = (total - watched.calls_done) * (now - started) / max(timed, 1)
-            yield (
-                gr.update(value=watched.images, columns=columns),
-                _progress(watched.calls_done, total, f"about {left:.0f} s left" if timed else "started"),
-            )
+
+
+def _layers(paint: list[str] | None) -> list[Image.Image]:
+    """Read the editor's layers."""
+    return [Image.open(path).convert("RGBA") for path in paint or ()]
+
+
+def _columns(count: int) -> int:
+    return max(1, min(count, 2 if count <= 2 else 3 if count <= 6 else 4))
+
+
+def _present(results: pictures.Results | None) -> pictures.Results:
+    if results is None:
+        raise ValueError(_NO_RESULT)
+    return results
 
 
 def _reach_without_proxy(host: str) -> None:
@@ -419,32 +518,27 @@ def _reach_without_proxy(host: str) -> None:
         os.environ[name] = ",".join(filter(None, hosts))
 
 
-def _prepare(pipe: RePaintPipeline, prepared: Event) -> None:
-    """Compile the default chain, so that the first visitor does not wait for it."""
-    picture, hole = np.zeros(pipe.image_shape, np.uint8), np.zeros(pipe.image_shape[:2], bool)
-    options: dict[str, Any] = {"class_labels": 0 if pipe.is_class_conditional else None}
+def _prepare(models: Models, prepared: Event) -> None:
     try:
         with suppress(Exception):  # the first chain raises the same error, and shows it
-            next(pipe.watch(picture, hole, key=seed_key(0), num_samples=DEFAULT_SAMPLES, **options))
+            pictures.prepare(models.get(models.default), DEFAULT_SAMPLES)
     finally:
         prepared.set()
 
 
-def _description(pipe: RePaintPipeline) -> str:
-    height, width, channels = pipe.image_shape
-    colours = "grey" if channels == 1 else "colour"
-    return f"This model fills {colours} pictures of {width} x {height} pixels. Other pictures are resized."
-
-
-def _progress(calls_done: int, total: int, remark: str) -> str:
-    bar = f'<div class="bar"><div style="width: {100 * calls_done / total:.1f}%"></div></div>'
-    return f"{bar}{calls_done:,} of {total:,} model calls, {remark}"
+def _progress(progress: pictures.Progress) -> str:
+    done, total = progress.calls_done, progress.num_model_calls
+    bar = f'<div class="bar"><div style="width: {100 * done / total:.1f}%"></div></div>'
+    return f"{bar}{done:,} of {total:,} model calls, {progress.remark}"
 
 
 @contextmanager
 def _refusals_shown() -> Iterator[None]:
-    """Show errors of the input to the visitor, in one sentence."""
+    """Show errors to the visitor, in one sentence."""
     try:
         yield
     except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
         raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:  # such as the device's, whose messages have many lines
+        line = (str(error).splitlines() or [""])[0]
+        raise gr.Error(f"{type(error).__name__}: {line}") from error

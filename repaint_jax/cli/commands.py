@@ -23,7 +23,7 @@ from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models import UNet2DConfig, pretrained
 from repaint_jax.pictures.colours import rgb
 from repaint_jax.pictures.datasets import SUFFIXES, TEST_IDX_NAME, read_images
-from repaint_jax.pictures.drawn_masks import read_mask
+from repaint_jax.pictures.drawn_masks import check_hole, file_of_mask, picture_and_mask
 from repaint_jax.pictures.fillings import PICTURE_OPTIONS
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
@@ -89,7 +89,8 @@ def inpaint(options: argparse.Namespace) -> int:
     written = [("--output", output) for output in outputs]
     if options.preview is not None:
         written.append(("--preview", options.preview))
-    taken = [options.image, Path(options.mask.removeprefix("painted="))]
+    _, mask_file = file_of_mask(options.mask)
+    taken = [options.image] if mask_file is None else [options.image, mask_file]
     for option, path in written:
         _check_output(option, path)
         if any(_is_same_file(path, other) for other in taken):
@@ -98,23 +99,38 @@ def inpaint(options: argparse.Namespace) -> int:
     if options.keep_alpha:
         _check_keeps_alpha(options)
     rgb(options.background)  # raises if it is no colour
-    if options.compare and (options.preview is not None or _schedule(options)):
+    if options.compare and (options.preview is not None or _schedule(options) or options.strength != 1):
         raise ValueError(
             f"--compare is {' '.join(options.compare)}, expected it without --preview and without "
             "another schedule"
         )
     image = open_image(options.image)
-    mask = read_mask(options.mask, image, seed_key(options.seed), invert=options.invert_mask)
+    image, mask = picture_and_mask(
+        options.mask,
+        image,
+        seed_key(options.seed),
+        invert=options.invert_mask,
+        colour=options.mask_colour,
+    )
+    check_hole(options.mask, mask, soft=options.soft_mask)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     if pil_mode(pipe.image_shape).endswith("A") and not options.compare:
         _check_output("--output", options.output, _WITH_ALPHA)
-    reading = {"fit": options.fit, "context": options.context, "background": options.background}
+    reading = {
+        "fit": options.fit,
+        "context": options.context,
+        "background": options.background,
+        "grow_mask": options.grow_mask,
+        "feather": options.feather,
+        "soft_mask": options.soft_mask,
+        "observation_noise": options.observation_noise,
+    }
     guidance = {"class_labels": options.class_label, "guidance_scale": options.guidance_scale}
     if options.compare:
         save_picture(_comparison(options, pipe, image, mask, {**reading, **guidance}), options.output)
         print(f"wrote {options.output}")
         return 0
-    state = pipe.set_timesteps(**_schedule(options))
+    state = pipe.set_timesteps(**_schedule(options), strength=options.strength)
     calls: tuple[int, ...] = ()
     if options.preview is not None:
         calls = calls_to_show(options.preview, state.num_model_calls or 0)
@@ -185,6 +201,8 @@ def app(options: argparse.Namespace) -> int:
 
 def folder(options: argparse.Namespace) -> int:
     """Inpaint a folder of pictures."""
+    if options.sheet is not None:
+        _check_output("--sheet", options.sheet)
     process_index, process_count = _join_processes(options)
     pipe = _pipeline(options, dtype=options.dtype, classifier=options.classifier)
     failures = inpaint_folder(
@@ -192,7 +210,7 @@ def folder(options: argparse.Namespace) -> int:
         options.images,
         options.masks,
         options.output,
-        schedule=_schedule(options),
+        schedule=_schedule(options) | ({"strength": options.strength} if options.strength != 1 else {}),
         seed=options.seed,
         num_samples=options.num_samples,
         batch_size=options.batch_size,
@@ -200,10 +218,17 @@ def folder(options: argparse.Namespace) -> int:
         context=options.context,
         background=options.background,
         keep_alpha=options.keep_alpha,
+        invert_mask=options.invert_mask,
+        mask_colour=options.mask_colour,
+        grow_mask=options.grow_mask,
+        feather=options.feather,
+        soft_mask=options.soft_mask,
+        observation_noise=options.observation_noise,
         class_label=options.class_label,
         guidance_scale=options.guidance_scale,
         official_layout=options.official_layout,
         checkpoint_every=options.checkpoint_every,
+        sheet=options.sheet,
         described={
             "model": _absolute(options.model),
             "classifier": _absolute(options.classifier),
@@ -272,6 +297,8 @@ def schedule(options: argparse.Namespace) -> int:
     print(
         f"{calls} model calls of {1000 * seconds:.3g} ms: {calls * seconds:.3g} s a picture on this machine"
     )
+    if pipe.latents is not None:
+        print("the model is latent: encoding and decoding of the picture come on top")
     return 0
 
 
@@ -353,6 +380,7 @@ def train(options: argparse.Namespace) -> int:
         timestep_density=options.timestep_density,
         random_flip=options.random_flip,
         random_shift=options.random_shift,
+        dtype=options.dtype,
         seed=options.seed,
     )
     images = read_images(options.data, options.image_size, grey=options.grey, background=options.background)
@@ -426,9 +454,10 @@ def _is_same_file(path: Path, other: Path) -> bool:
 def _check_keeps_alpha(options: argparse.Namespace) -> None:
     """Raise if `inpaint` with --keep-alpha could not show its result."""
     _check_output("--output", options.output, _WITH_ALPHA)
-    if options.mask == "alpha":
+    prefix, path = file_of_mask(options.mask)
+    if options.mask == "alpha" or (prefix == "alpha=" and path and _is_same_file(path, options.image)):
         raise ValueError(
-            "mask is alpha, expected another one with --keep-alpha: the result would be hidden"
+            f"mask is {options.mask}, expected another one with --keep-alpha: the result would be hidden"
         )
     if options.compare:
         raise ValueError(

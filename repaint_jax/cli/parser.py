@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         option_of = {name: options[-1] for name, options in spelled.items() if options}
         if "class_label" in option_of:  # Python code for several pictures calls it class_labels
             option_of["class_labels"] = option_of["class_label"]
+        for argument in ("model", "initial_model"):
+            if argument in option_of:  # Python code calls it path_or_repo
+                option_of["path_or_repo"] = option_of[argument]
         command.set_defaults(option_of=option_of)
     return parser
 
@@ -76,13 +79,12 @@ def _add_inpaint(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "mask",
         metavar="MASK",
         help="a picture, in which white keeps and black inpaints; or 'alpha' (inpaint the transparent "
-        "pixels of IMAGE), box=LEFT,TOP,RIGHT,BOTTOM in pixels, painted=PICTURE (inpaint where PICTURE, a "
-        "copy of IMAGE, was painted over in another colour), or a mask of the paper: "
-        f"{', '.join(masks.NAMES)}",
+        "pixels of IMAGE), alpha=PICTURE (those of another picture), box=LEFT,TOP,RIGHT,BOTTOM in pixels, "
+        "painted=PICTURE (inpaint where PICTURE, a copy of IMAGE, was painted over in another colour), "
+        "outpaint=LEFT,TOP,RIGHT,BOTTOM (enlarge IMAGE by pixels at each side, and inpaint them), or a "
+        f"mask of the paper: {', '.join(masks.NAMES)}",
     )
-    inpaint.add_argument(
-        "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
-    )
+    _add_mask_options(inpaint)
     inpaint.add_argument(
         "-o",
         "--output",
@@ -137,11 +139,12 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     folder.add_argument(
         "masks",
-        type=Path,
         metavar="MASKS",
-        help="folder of masks with the names of the pictures, or one mask for all",
+        help="folder of masks with the names of the pictures, or one mask for all; or another MASK of "
+        "repaint-jax inpaint for each picture, where alpha=FOLDER and painted=FOLDER take a folder, too",
     )
     folder.add_argument("output", type=Path, metavar="OUT", help="folder for the results")
+    _add_mask_options(folder)
     folder.add_argument(
         "--batch-size",
         type=int,
@@ -154,6 +157,12 @@ def _add_folder(commands: "argparse._SubParsersAction[_Parser]") -> None:
         type=int,
         metavar="CALLS",
         help="save unfinished chains every CALLS model calls",
+    )
+    folder.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="PICTURE",
+        help="draw pictures, holes and results side by side at the end",
     )
     folder.add_argument(
         "--official-layout",
@@ -332,6 +341,12 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="shift pictures by up to PIXELS pixels",
     )
     train.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="dtype of the network's arithmetic; bfloat16 is faster on accelerators",
+    )
+    train.add_argument(
         "--checkpoint-every", type=int, default=1000, metavar="STEPS", help="steps between checkpoints"
     )
     train.add_argument("--seed", type=int, default=0, help="seed of everything random")
@@ -388,6 +403,54 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, default=1.0, help="strength of the classifier's guidance"
     )
     _add_dtype(parser)
+    known = parser.add_argument_group("what is known of a picture")
+    known.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="share of the noise levels to use, above 0 and at most 1; below 1, the hole is filled "
+        "starting from what is there",
+    )
+    known.add_argument(
+        "--soft-mask",
+        action="store_true",
+        help="keep grey in the mask: results may deviate there, the more the darker it is",
+    )
+    known.add_argument(
+        "--observation-noise",
+        type=float,
+        default=0.0,
+        metavar="SIGMA",
+        help="standard deviation of the noise in known pixels, which is then removed; black is -1 and "
+        "white 1",
+    )
+
+
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--invert-mask", action="store_true", help="invert the mask: white inpaints and black keeps"
+    )
+    parser.add_argument(
+        "--mask-colour",
+        metavar="COLOUR",
+        help="inpaint the pixels of this colour in the mask's picture, instead of black ones: a name, or a "
+        "code such as #ff0000",
+    )
+    parser.add_argument(
+        "--grow-mask",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="grow the hole by pixels of the result to each side; a negative number shrinks it",
+    )
+    parser.add_argument(
+        "--feather",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="let the result fade into the picture in so many pixels around the hole; these are inpainted, "
+        "too, and do not stay exactly as they were",
+    )
 
 
 def _add_background(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from repaint_jax.files import whole_file
 from repaint_jax.models.latents import LatentSpace, chain_inputs, chain_pictures
 from repaint_jax.sampling.inpaint import ChainCarry, continue_chain, start_chain
 from repaint_jax.sampling.keys import keys_of_data
+from repaint_jax.sampling.noisy_pixels import noise_of_mask
 from repaint_jax.sampling.scheduler import RePaintSchedulerState
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # the words of XLA, now and in earlier versions
@@ -43,6 +44,7 @@ class ChainRunner:
         checkpoint_every: the number of model calls after which an unfinished chain is saved, or None.
         saved: the folder of unfinished chains.
         latents: the autoencoder of a latent model, or None.
+        observation_noise: the standard deviation of the noise in known pixels.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class ChainRunner:
         checkpoint_every: int | None,
         saved: Path,
         latents: LatentSpace | None = None,
+        observation_noise: float = 0.0,
     ):
         self.devices = jax.local_devices()
         self.saved = saved
         self._state, self._model_of, self._latents = state, model_of, latents
+        self._observation_noise = observation_noise
         self._rows = batch_size  # rows computed at a time; fewer after a device has run out of memory
         self._checkpoint_every = checkpoint_every
         self._models: dict[jax.Device, tuple[int, Any, Any]] = {}  # rows, model_fn, params and latents
@@ -76,7 +80,7 @@ class ChainRunner:
         Args:
             name: the name of the batch.
             images: the images, [batch_size, H, W, C] in [-1, 1].
-            masks: the masks, [batch_size, H, W, 1].
+            masks: the masks, [batch_size, H, W, 1], with values between 0 and 1 as in `noise_of_mask`.
             keys: the data of keys as `seed_key` makes them, [batch_size, 2].
 
         Returns:
@@ -128,9 +132,10 @@ class ChainRunner:
         parts = []
         for start in range(0, len(images), rows):
             chosen = np.minimum(np.arange(start, start + rows), len(images) - 1)
-            image, mask, key = jax.device_put((images[chosen], masks[chosen], keys[chosen]), device)
-            inputs = chain_inputs(latents, image, mask)
-            sample = self._chain(name, model_fn, params, inputs, keys_of_data(key))
+            known, noise = noise_of_mask(masks[chosen], self._observation_noise)
+            image, mask, key = jax.device_put((images[chosen], known, keys[chosen]), device)
+            inputs = chain_inputs(latents, image, mask, whole=self._state.starts_from_image)
+            sample = self._chain(name, model_fn, params, inputs, keys_of_data(key), noise)
             parts.append(np.asarray(chain_pictures(latents, sample, image, mask)))
         return np.concatenate(parts)[: len(images)]
 
@@ -141,13 +146,15 @@ class ChainRunner:
         params: Any,
         inputs: tuple[jax.Array, jax.Array],
         keys: jax.Array,
+        noise: NDArray[np.float32] | float,
     ) -> jax.Array:
         images, masks = inputs
         carry, total = start_chain(self._state, images, keys), self._state.num_model_calls or 0
-        go_on = partial(continue_chain, self._state, model_fn, params, images, masks, keys)
+        arguments = self._state, model_fn, params, images, masks, keys
+        go_on = partial(continue_chain, *arguments, observation_noise=noise)
         if self._checkpoint_every is None:
             return go_on(carry, total).sample
-        made_of = images, masks, jax.random.key_data(keys)
+        made_of = images, masks, jax.random.key_data(keys), *([noise] if np.ndim(noise) else [])
         digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in made_of)).hexdigest()[:16]
         path = self.saved / f"{name}-{digest}.npz"
         carry = _saved_carry(path, carry)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repaint_jax.files import read_json, unfinished_files, whole_file, write_json
+from repaint_jax.files import StrPath, read_json, unfinished_files, whole_file, write_json
 from repaint_jax.pictures.datasets import SUFFIXES, picture_names
+from repaint_jax.pictures.drawn_masks import file_of_mask
 from repaint_jax.pictures.images import open_image
 
 RECORD = "repaint.json"
@@ -71,26 +72,38 @@ def pictures_to_inpaint(images: Path) -> list[str]:
     return names
 
 
-def find_masks(masks: Path, images: Path, names: Sequence[str]) -> Mapping[str, Path]:
-    """Return the mask of each picture that has one, by the picture's name.
+def divided(masks: StrPath) -> tuple[str, Path | None]:
+    """Divide the description of masks as `file_of_mask` does; what exists is a file or folder."""
+    prefix, path = ("", Path(masks)) if Path(masks).exists() else file_of_mask(os.fspath(masks))
+    return prefix, None if path is None else path.absolute()  # so that its name is no other description
+
+
+def find_masks(masks: StrPath, images: Path, names: Sequence[str]) -> Mapping[str, str]:
+    """Return the description of each picture's mask, if it has one, by the picture's name.
 
     Args:
-        masks: a mask for all pictures, or a folder of masks.
+        masks: a mask for all pictures, or a folder of masks; or another description of masks, as for
+            `picture_and_mask`, in which a file may be a folder, too.
         images: the folder of pictures.
         names: the names of the pictures.
 
     Raises:
         ValueError: if masks cannot be used, is inside images, or has no mask for any picture.
     """
-    if images.resolve() in (masks.resolve(), *masks.resolve().parents):
+    prefix, path = divided(masks)
+    if path is None:
+        return dict.fromkeys(names, prefix)
+    if images.resolve() in (path.resolve(), *path.resolve().parents):
         raise ValueError(f"masks is {masks}, expected it outside images, {images}")
-    if masks.is_file():
-        open_image(masks)
-        return dict.fromkeys(names, masks)
-    if not masks.is_dir():
+    if path.is_file():
+        open_image(path)
+        return dict.fromkeys(names, f"{prefix}{path}")
+    if not path.is_dir():
         raise ValueError(f"masks is {masks}, which is neither a picture nor a folder")
-    of_stem = _by_stem("masks", picture_names(masks))
-    found = {name: masks / of_stem[_same_stem(name)] for name in names if _same_stem(name) in of_stem}
+    of_stem = _by_stem("masks", picture_names(path))
+    found = {
+        name: f"{prefix}{path / of_stem[_same_stem(name)]}" for name in names if _same_stem(name) in of_stem
+    }
     if not found:
         raise ValueError(
             f"masks is {masks}, which holds no mask for any picture, such as {_stem(names[0])}.png"
@@ -118,11 +131,16 @@ def plan_results(
     ]
 
 
-def refuse_output_among_inputs(output: Path, images: Path, masks: Path, results: Sequence[Result]) -> None:
+def refuse_output_among_inputs(
+    output: Path, images: Path, masks: StrPath, results: Sequence[Result]
+) -> None:
     """Raise if a result would overwrite an input, or if an input could be mistaken for a result."""
     written = {path.resolve() for result in results for path in result.paths}
     folders = {path.parent for path in written}
-    for name, source in (("images", images), ("masks", masks)):
+    _, masks_path = divided(masks)
+    for name, source in (("images", images), ("masks", masks_path)):
+        if source is None:
+            continue
         among = any(source.resolve() in (folder, *folder.parents) for folder in folders)
         if among or source.resolve() in written:
             raise ValueError(f"output is {output}, expected a folder outside {name}, {source}")

@@ -10,7 +10,7 @@ from flax import nnx
 from repaint_jax.models.autoencoder_blocks import Codebook, Decoder, Encoder
 from repaint_jax.models.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, VQModelConfig
 from repaint_jax.models.tiling import in_windows
-from repaint_jax.sampling.checks import check_floating, check_int
+from repaint_jax.sampling.checks import check_floating, check_int, described, kind_of
 
 
 class Autoencoder(nnx.Module):
@@ -19,7 +19,9 @@ class Autoencoder(nnx.Module):
     encoder: Encoder
     decoder: Decoder
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, kind: type[AutoencoderConfig]):
+        if not isinstance(config, kind):
+            raise TypeError(f"config is {described(config)}, expected a {kind.__name__}")
         self.config = config
 
     @property
@@ -121,7 +123,7 @@ class AutoencoderKL(Autoencoder):
     config: AutoencoderKLConfig
 
     def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, AutoencoderKLConfig)
         channels = config.latent_channels
         self.encoder = Encoder(config, 2 * channels, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -153,7 +155,7 @@ class VQModel(Autoencoder):
     config: VQModelConfig
 
     def __init__(self, config: VQModelConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, VQModelConfig)
         channels, embed_dim = config.latent_channels, config.embed_dim
         self.encoder = Encoder(config, channels, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -187,12 +189,6 @@ def check_autoencoder(autoencoder: object) -> None:
     """Raise a TypeError if something is neither an `AutoencoderKL` nor a `VQModel`."""
     if not isinstance(autoencoder, AutoencoderKL | VQModel):
         raise TypeError(
-            f"autoencoder is {_described(autoencoder)}, expected an AutoencoderKL or a VQModel, or its "
+            f"autoencoder is {kind_of(autoencoder)}, expected an AutoencoderKL or a VQModel, or its "
             "folder or repository"
         )
-
-
-def _described(value: object) -> str:
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return repr(value) if isinstance(value, str | bytes | int | float) else f"a {type(value).__name__}"

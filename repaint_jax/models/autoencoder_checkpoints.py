@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from repaint_jax.files import Hub, StrPath, read_json
+from repaint_jax.files import Hub, StrPath, inner_path, local_folder, read_json
 from repaint_jax.models.autoencoder import Autoencoder, AutoencoderKL, VQModel
 from repaint_jax.models.autoencoder_config import AutoencoderKLConfig, VQModelConfig
 from repaint_jax.models.checkpoints import (
@@ -17,6 +17,7 @@ from repaint_jax.models.checkpoints import (
     open_weights,
     save_module,
 )
+from repaint_jax.sampling.checks import kind_of
 
 _SUBFOLDERS = ("vae", "vqvae")  # those of diffusers' pipelines
 
@@ -54,14 +55,15 @@ def load_autoencoder(
         ValueError: the folder has a model of another class, a file is damaged, or its tensors do not fit
             the architecture.
     """
-    places = ("", *_SUBFOLDERS) if subfolder is None else (Path(subfolder).as_posix(),)
-    root = download_model(path_or_repo, places, (), Hub(revision, token, cache_dir), variant)
-    folders = [root / place for place in places]
-    folder = next((one for one in folders if (one / CONFIG_NAME).is_file()), folders[0])
-    config_path = folder / CONFIG_NAME
-    make = _maker(config_path)
+    places = ("", *_SUBFOLDERS) if subfolder is None else (inner_path(subfolder),)
+    hub = Hub(revision, token, cache_dir)
+    config_names = [f"{place}/{CONFIG_NAME}" if place else CONFIG_NAME for place in places]
+    autoencoder_maker(
+        _folder_of(local_folder(path_or_repo, config_names, hub), places)
+    )  # before weights are fetched
+    folder = _folder_of(download_model(path_or_repo, places, (), hub, variant), places)
     weights, source = open_weights(folder, variant)
-    return load_module(make, weights, source, dtype)
+    return load_module(autoencoder_maker(folder), weights, source, dtype)
 
 
 def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.float32) -> None:
@@ -71,12 +73,30 @@ def save_autoencoder(module: Autoencoder, folder: StrPath, *, dtype: Any = np.fl
         module: the autoencoder.
         folder: the folder to write. It is created if it is missing.
         dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
+
+    Raises:
+        TypeError: module is no `AutoencoderKL` and no `VQModel`.
+        ValueError: a weight is not finite in dtype.
     """
-    save_module(module, module.config.to_dict(), Path(folder), dtype)
+    if not isinstance(module, AutoencoderKL | VQModel):
+        raise TypeError(f"module is {kind_of(module)}, expected an AutoencoderKL or a VQModel")
+    save_module(module, module.config.to_dict(), folder, dtype)
 
 
-def _maker(config_path: Path) -> Callable[[], AutoencoderKL | VQModel]:
-    """Return a function that makes the autoencoder that a `config.json` describes."""
+def _folder_of(root: Path, places: tuple[str, ...]) -> Path:
+    """Return the first of the places that has a `config.json`, or the first if none has."""
+    folders = [root / place for place in places]
+    return next((one for one in folders if (one / CONFIG_NAME).is_file()), folders[0])
+
+
+def autoencoder_maker(folder: Path) -> Callable[[], AutoencoderKL | VQModel]:
+    """Return a function that makes the autoencoder that the `config.json` in a folder describes.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: it is of another class, or has an option that is not supported.
+    """
+    config_path = folder / CONFIG_NAME
     class_name = read_json(config_path).get("_class_name")
     if class_name == "AutoencoderKL":
         kl_config = AutoencoderKLConfig.from_file(config_path)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from repaint_jax.files import StrPath, read_config
-from repaint_jax.models.config_options import check_block_types, known_options
-from repaint_jax.sampling.checks import check_choice, check_int
+from repaint_jax.models.config_options import check_block_types, known_options, make_tuples
+from repaint_jax.sampling.checks import check_choice, check_int, check_mapping
 
 _BLOCK_TYPES = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -52,6 +52,7 @@ class AutoencoderConfig:
             ValueError: an option is unknown or not supported. The message names it.
             TypeError: an option has the wrong type.
         """
+        check_mapping("config", config)
         if config.get("norm_type", "group") != "group":
             raise ValueError(f"norm_type is {config['norm_type']!r}, expected 'group'")
         return cls(**known_options(cls, config, "autoencoder", ("norm_type",)))
@@ -76,6 +77,7 @@ class AutoencoderConfig:
         return (0.0,), (self.scaling_factor,)
 
     def __post_init__(self) -> None:
+        make_tuples(self)
         for name in (
             "in_channels",
             "out_channels",

@@ -10,9 +10,9 @@ import numpy as np
 
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.checks import check_callable, check_floating
-from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig
+from repaint_jax.sampling.config import PREDICTION_TYPES, RePaintSchedulerConfig, check_config
 from repaint_jax.sampling.inpaint import ModelFn
-from repaint_jax.sampling.keys import gaussian, working_dtype
+from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
 from repaint_jax.sampling.prediction import predict, split_model_output
 
 # As root mean squares of clean images. At sigma = 1 the ideal predictions for independent pixels of
@@ -53,14 +53,22 @@ def check_model(
         config: the scheduler's settings.
         image: a clean image of the kind that the model was trained on, [..., H, W, C] or any shape,
             floating, in [-1, 1].
-        key: a key for the noise.
+        key: a single key for the noise.
 
     Raises:
         ValueError: the model fails. The sentence names the noise level and how far off the prediction is.
+            Or image is empty or not finite, or key is a vector of keys.
         TypeError: an argument has the wrong type or dtype.
     """
     check_callable("model_fn", model_fn)
+    check_config(config)
     check_floating("image", image)
+    if not image.size:
+        raise ValueError(f"image has shape {image.shape}, expected at least one pixel")
+    if not np.isfinite(image).all():
+        raise ValueError("image has values that are not finite, expected a clean image")
+    if is_key_vector(key):
+        raise ValueError(f"key is a vector of {len(key)} keys, expected a single key")
     model, dtype = jax.jit(model_fn), working_dtype(image.dtype)
     clean = jnp.asarray(image, dtype)
     abar = noise_levels.alphas_cumprod(config.betas)
@@ -75,6 +83,11 @@ def check_model(
         sample = level.signal * clean + level.noise * z
         output = model(params, sample.astype(image.dtype), np.int32(level.timestep))
         prediction, _ = split_model_output(config, output, sample)
+        if not np.isfinite(prediction).all():
+            raise ValueError(
+                f"model_fn returns values that are not finite at timestep {level.timestep}, sigma = "
+                f"{level.sigma:.2g}, expected a finite output"
+            )
         readings = {kind: dataclasses.replace(config, prediction_type=kind) for kind in PREDICTION_TYPES}
         return {
             kind: np.asarray(predict(reading, level, prediction, sample, noise_of_clipped=False)[0])

@@ -19,12 +19,22 @@ from flax import nnx
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from repaint_jax.files import Hub, StrPath, hub_files, local_folder, read_json, write_json
+from repaint_jax.files import (
+    Hub,
+    StrPath,
+    checked_path,
+    hub_files,
+    inner_path,
+    local_folder,
+    read_json,
+    write_json,
+)
 from repaint_jax.models.classifier import UNet2DClassifier
 from repaint_jax.models.tensor_files import SafetensorsFiles, TorchFile
 from repaint_jax.models.unet2d import Encoder2D, UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
 from repaint_jax.models.wrapped_weights import first_names
+from repaint_jax.sampling.checks import kind_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -71,9 +81,12 @@ def load_unet2d(
         FileNotFoundError: the folder or a file does not exist.
         ValueError: a file is damaged, or its tensors do not fit the architecture.
     """
-    inner = "" if subfolder is None else Path(subfolder).as_posix()
-    folder = download_model(path_or_repo, (inner,), (), Hub(revision, token, cache_dir), variant) / inner
-    return _load_folder(UNet2D, "UNet2DModel", folder, dtype, variant)
+    inner = inner_path(subfolder)
+    hub = Hub(revision, token, cache_dir)
+    config_name = f"{inner}/{CONFIG_NAME}" if inner else CONFIG_NAME
+    read_unet2d_config(local_folder(path_or_repo, [config_name], hub) / inner)  # before weights are fetched
+    folder = download_model(path_or_repo, (inner,), (), hub, variant) / inner
+    return _load_folder(UNet2D, read_unet2d_config(folder), folder, dtype, variant)
 
 
 def save_unet2d(module: UNet2D, folder: StrPath, *, dtype: Any = np.float32) -> None:
@@ -83,18 +96,25 @@ def save_unet2d(module: UNet2D, folder: StrPath, *, dtype: Any = np.float32) -> 
         module: the model.
         folder: the folder to write. It is created if it is missing.
         dtype: NumPy dtype of the stored weights; float16 halves the size of the file.
+
+    Raises:
+        TypeError: module is no `UNet2D`.
+        ValueError: a weight is not finite in dtype.
     """
-    _save_folder(module, "UNet2DModel", Path(folder), dtype)
+    _save_folder(module, UNet2D, "UNet2DModel", folder, dtype)
 
 
 def load_unet2d_classifier(folder: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Load a classifier that `save_unet2d_classifier` saved; `load_unet2d` describes the arguments."""
-    return _load_folder(UNet2DClassifier, "UNet2DClassifier", download_model(folder, ("",)), dtype)
+    read_unet2d_config(local_folder(folder, [CONFIG_NAME]), "UNet2DClassifier")
+    folder = download_model(folder, ("",))
+    config = read_unet2d_config(folder, "UNet2DClassifier")
+    return _load_folder(UNet2DClassifier, config, folder, dtype)
 
 
 def save_unet2d_classifier(module: UNet2DClassifier, folder: StrPath, *, dtype: Any = np.float32) -> None:
     """Write a classifier as `config.json` and safetensors; `save_unet2d` describes the arguments."""
-    _save_folder(module, "UNet2DClassifier", Path(folder), dtype)
+    _save_folder(module, UNet2DClassifier, "UNet2DClassifier", folder, dtype)
 
 
 def download_model(
@@ -168,25 +188,37 @@ def _other_variants(names: Iterable[str]) -> str:
     return f"; there are weights of variant={' and variant='.join(variants)}" if variants else ""
 
 
-def _load_folder(
-    cls: type[UNet], class_name: str, folder: Path, dtype: Any, variant: str | None = None
-) -> UNet:
+def read_unet2d_config(folder: Path, class_name: str = "UNet2DModel") -> UNet2DConfig:
+    """Read the `config.json` in a folder.
+
+    Raises:
+        ValueError: it is of a model of another class, or has an option that is not supported.
+    """
     config_path = folder / CONFIG_NAME
     found = read_json(config_path).get("_class_name", class_name)
     if found != class_name:
         raise ValueError(f"{config_path} is of a {found}, only {class_name} is supported")
-    config = UNet2DConfig.from_file(config_path)
+    return UNet2DConfig.from_file(config_path)
+
+
+def _load_folder(
+    cls: type[UNet], config: UNet2DConfig, folder: Path, dtype: Any, variant: str | None = None
+) -> UNet:
     weights, source = open_weights(folder, variant)
     return load_module(lambda: cls(config, rngs=nnx.Rngs(0)), weights, source, dtype)
 
 
-def _save_folder(module: Encoder2D, class_name: str, folder: Path, dtype: Any) -> None:
+def _save_folder(
+    module: Encoder2D, cls: type[Encoder2D], class_name: str, folder: StrPath, dtype: Any
+) -> None:
+    if not isinstance(module, cls):
+        raise TypeError(f"module is {kind_of(module)}, expected a {cls.__name__}")
     save_module(module, {**module.config.to_dict(), "_class_name": class_name}, folder, dtype)
 
 
-def save_module(module: nnx.Module, config: Mapping[str, Any], folder: Path, dtype: Any) -> None:
+def save_module(module: nnx.Module, config: Mapping[str, Any], folder: StrPath, dtype: Any) -> None:
     """Write a module's parameters as safetensors under diffusers' names, and `config.json`."""
-    tensors = {}
+    folder, tensors = checked_path("folder", folder), {}
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = _torch_name(path)
         value = _cast(np.asarray(variable[...]), dtype, f"{folder}: {name}")

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from repaint_jax.sampling.checks import check_mapping
+
 
 def known_options(
     cls: Any, config: Mapping[str, Any], what: str, ignored: Collection[str]
 ) -> dict[str, Any]:
-    """Return the options in a file of diffusers that are fields of a config, with tuples for lists.
+    """Return the options in a file of diffusers that are fields of a config.
 
     Args:
         cls: the config's dataclass.
@@ -19,16 +21,21 @@ def known_options(
     Raises:
         ValueError: an option is unknown, and is not off (null or false). The message names it.
     """
+    check_mapping("config", config)
     fields = {field.name for field in dataclasses.fields(cls)}
     for name, value in config.items():
         harmless = name.startswith("_") or name in ignored or value is None or value is False
         if name not in fields and not harmless:
             raise ValueError(f"{what} config: unknown option {name}={value!r}")
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name in fields
-    }
+    return {name: value for name, value in config.items() if name in fields}
+
+
+def make_tuples(config: Any) -> None:
+    """Replace the lists in a frozen config, which come from JSON or from its user, by tuples."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            object.__setattr__(config, field.name, tuple(value))
 
 
 def check_block_types(

@@ -23,8 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_callable
-from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.checks import (
+    check_callable,
+    check_choice,
+    check_number,
+    check_positive,
+)
+from repaint_jax.sampling.config import RePaintSchedulerConfig, check_config
 from repaint_jax.sampling.keys import working_dtype
 
 # network(params, x, level, *conditions) -> output, where level is sigma, a function of it, a time or a
@@ -168,12 +173,10 @@ def edm_model_fn(network: Network, config: RePaintSchedulerConfig, sigma_data: f
         A `model_fn(params, sample, timestep)` for a state of this config, as of `denoiser_model_fn`.
 
     Raises:
-        TypeError: network is no function, or config is no RePaintSchedulerConfig.
+        TypeError: network is no function, config is no RePaintSchedulerConfig, or sigma_data is no number.
         ValueError: sigma_data is not positive, or config has another prediction_type than "sample".
     """
-    if not 0 < sigma_data < float("inf"):
-        raise ValueError(f"sigma_data is {sigma_data}, expected a positive number")
-    return _EDM(*_checked("network", network, config), float(sigma_data))
+    return _EDM(*_checked("network", network, config), check_positive("sigma_data", sigma_data))
 
 
 def flow_model_fn(velocity: Network, config: RePaintSchedulerConfig, data_at: int = 0) -> Network:
@@ -190,11 +193,11 @@ def flow_model_fn(velocity: Network, config: RePaintSchedulerConfig, data_at: in
         A `model_fn(params, sample, timestep)` for a state of this config, as of `denoiser_model_fn`.
 
     Raises:
-        TypeError: velocity is no function, or config is no RePaintSchedulerConfig.
+        TypeError: velocity is no function, config is no RePaintSchedulerConfig, or data_at is no number.
         ValueError: data_at is neither 0 nor 1, or config has another prediction_type than "sample".
     """
-    if data_at not in (0, 1):
-        raise ValueError(f"data_at is {data_at!r}, expected 0 or 1: the time of the data")
+    if check_number("data_at", data_at, "0 or 1: the time of the data") not in (0, 1):
+        raise ValueError(f"data_at is {data_at}, expected 0 or 1: the time of the data")
     return _Flow(*_checked("velocity", velocity, config), int(data_at))
 
 
@@ -222,11 +225,10 @@ def score_model_fn(score: Network, config: RePaintSchedulerConfig, process: str 
         TypeError: score is no function, or config is no RePaintSchedulerConfig.
         ValueError: process is another, or config has another prediction_type.
     """
+    check_choice("process", process, ("ve", "vp"))
     if process == "ve":
         return _VEScore(*_checked("score", score, config))
-    if process == "vp":
-        return _VPScore(*_checked("score", score, config, "epsilon"))
-    raise ValueError(f"process is {process!r}, expected 've' or 'vp'")
+    return _VPScore(*_checked("score", score, config, "epsilon"))
 
 
 _CONFIGS_OF = {
@@ -239,8 +241,7 @@ def _checked(
     name: str, network: Network, config: RePaintSchedulerConfig, prediction_type: str = "sample"
 ) -> tuple[Network, RePaintSchedulerConfig]:
     check_callable(name, network)
-    if not isinstance(config, RePaintSchedulerConfig):
-        raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
+    check_config(config)
     if config.prediction_type != prediction_type:
         raise ValueError(
             f"prediction_type is {config.prediction_type!r}, expected {prediction_type!r}, the prediction "

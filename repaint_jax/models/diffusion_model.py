@@ -15,12 +15,19 @@ from repaint_jax.files import StrPath
 from repaint_jax.models.adapters import nnx_model_fn
 from repaint_jax.models.autoencoder import Autoencoder
 from repaint_jax.models.classifier import UNet2DClassifier
-from repaint_jax.models.families import Family, Scheduler, config_of, model_fn_of
+from repaint_jax.models.families import (
+    Family,
+    Scheduler,
+    check_time_embedding,
+    config_of,
+    model_fn_of,
+)
 from repaint_jax.models.guidance import Classifier, guided_model
 from repaint_jax.models.latents import LatentSpace
 from repaint_jax.models.pretrained import load_classifier, load_pretrained, save_pretrained
 from repaint_jax.models.unet2d import UNet2D
 from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.sampling.checks import described, kind_of
 from repaint_jax.sampling.config import RePaintSchedulerConfig
 from repaint_jax.sampling.inpaint import ModelFn
 from repaint_jax.sampling.scheduler import RePaintSchedulerState, create_state
@@ -124,9 +131,19 @@ class DiffusionModel:
             autoencoder: the autoencoder of a latent model.
 
         Raises:
-            TypeError: if autoencoder is no `AutoencoderKL` and no `VQModel`.
-            ValueError: if the autoencoder's latents do not have the model's channels.
+            TypeError: if unet is no `UNet2D`, scheduler is none, or autoencoder is no `AutoencoderKL` and
+                no `VQModel`.
+            ValueError: if the autoencoder's latents do not have the model's channels, or the model's time
+                embedding does not go with the scheduler.
         """
+        if not isinstance(unet, UNet2D):
+            raise TypeError(f"unet is {kind_of(unet)}, expected a UNet2D")
+        if not isinstance(scheduler, Scheduler):
+            raise TypeError(
+                f"scheduler is {described(scheduler)}, expected a RePaintSchedulerConfig or one of "
+                "models.families"
+            )
+        check_time_embedding(unet.config, scheduler)
         network, params = nnx_model_fn(unet)
         config = config_of(scheduler)
         family = scheduler if isinstance(scheduler, Family) else None

@@ -12,7 +12,6 @@ All other networks have a `RePaintSchedulerConfig` instead of a family.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,7 +22,9 @@ from numpy.typing import NDArray
 
 from repaint_jax.files import read_config, read_json, write_json
 from repaint_jax.models.denoisers import edm_model_fn, flow_model_fn, score_model_fn, sigmas_of
-from repaint_jax.sampling.config import CONFIG_NAME, RePaintSchedulerConfig
+from repaint_jax.models.unet2d_config import UNet2DConfig
+from repaint_jax.sampling.checks import check_int, check_mapping, check_positive
+from repaint_jax.sampling.config import CONFIG_NAME, RePaintSchedulerConfig, check_sigma_range
 
 NetworkFn = Callable[..., Any]  # (params, sample, timestep, *labels) -> output, as `nnx_model_fn` makes
 
@@ -43,7 +44,9 @@ class Family:
 
         Raises:
             ValueError: an option is not supported, or out of range.
+            TypeError: file is no dict, or an option has the wrong type.
         """
+        check_mapping("file", file)
         for name, value in cls.supported.items():
             if file.get(name, value) not in (value, None):
                 raise ValueError(f"{name} is {file[name]!r}, expected {value!r}: it is not supported")
@@ -74,7 +77,11 @@ class Family:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        self.config()  # raises if a value is out of range
+        count = check_int("num_train_timesteps", self.num_train_timesteps, 1)
+        object.__setattr__(self, "num_train_timesteps", count)
+        for field in dataclasses.fields(self)[1:]:  # so that equal families have equal digests
+            object.__setattr__(self, field.name, check_positive(field.name, getattr(self, field.name)))
+        self.config()  # raises if the noise levels do not rise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +106,6 @@ class EDM(Family):
     rho: float = 7.0
     sigma_data: float = 0.5
     noise_scale: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("sigma_data", "noise_scale"):
-            _check_positive(name, getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the scheduler's file."""
@@ -183,18 +185,9 @@ class ScoreVE(Family):
     sigma_min: float = 0.01
     sigma_max: float = 1348.0
 
-    def __post_init__(self) -> None:
-        for name in ("sigma_min", "sigma_max"):
-            _check_positive(name, getattr(self, name))
-        if not self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}, expected rising "
-                "positive numbers"
-            )
-        super().__post_init__()
-
     def config(self) -> RePaintSchedulerConfig:
         """Return the noise levels of images in [-1, 1], which are twice those of the file."""
+        check_sigma_range(self.sigma_min, self.sigma_max)
         levels = np.geomspace(self.sigma_min, self.sigma_max, self.num_train_timesteps)
         return RePaintSchedulerConfig.from_sigmas(2 * levels)
 
@@ -224,7 +217,8 @@ _FAMILIES: dict[str, type[Family]] = {
 def read_scheduler(folder: Path) -> Scheduler:
     """Read the `scheduler_config.json` in a folder: that of a family, or of a scheduler with betas."""
     path = folder / CONFIG_NAME
-    family = _FAMILIES.get(str(read_json(path).get("_class_name")))
+    class_name = read_json(path).get("_class_name")
+    family = _FAMILIES.get(class_name) if isinstance(class_name, str) else None
     if family is None:
         return read_config(path, RePaintSchedulerConfig.from_dict)
     return read_config(path, family.from_dict)
@@ -245,6 +239,35 @@ def model_fn_of(scheduler: Scheduler, network: NetworkFn) -> NetworkFn:
     return scheduler.model_fn(network) if isinstance(scheduler, Family) else network
 
 
+def check_time_embedding(unet: UNet2DConfig, scheduler: Scheduler) -> None:
+    """Raise if a network cannot be told the levels of a scheduler.
+
+    A Fourier embedding takes the logarithm of what the network is told: a noise level or a time. Timestep 0
+    and the ln(sigma)/4 of EDM have none. A learned embedding has a row for each timestep.
+    """
+    family = scheduler if isinstance(scheduler, Family) else None
+    found = "one with betas" if family is None else family.to_dict()["_class_name"]
+    if unet.time_embedding_type == "fourier" and (family is None or isinstance(family, EDM)):
+        raise ValueError(
+            f"time_embedding_type is 'fourier', expected a scheduler such as {ScoreVE.class_name}, "
+            f"not {found}: the network takes the logarithm of what it is told, which must be a "
+            "positive number"
+        )
+    if unet.time_embedding_type != "learned" or unet.num_train_timesteps is None:
+        return
+    if family is not None:
+        raise ValueError(
+            f"time_embedding_type is 'learned', expected a scheduler with betas, not {found}: the "
+            "network has an embedding for each timestep"
+        )
+    levels = config_of(scheduler).num_train_timesteps
+    if unet.num_train_timesteps < levels:
+        raise ValueError(
+            f"num_train_timesteps of the network is {unet.num_train_timesteps}, expected at least the "
+            f"{levels} of the scheduler: time_embedding_type is 'learned'"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _NetworkOfFamily:
     """A network as an adapter in `denoisers` calls it. Equal ones compile once."""
@@ -254,8 +277,3 @@ class _NetworkOfFamily:
 
     def __call__(self, params: Any, x: jax.Array, level: jax.Array, *labels: Any) -> Any:
         return self.family.call(self.network, params, x, level, *labels)
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a positive number")

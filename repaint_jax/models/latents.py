@@ -104,10 +104,17 @@ class LatentSpace:
 
 
 def chain_inputs(
-    space: LatentSpace | None, images: jax.Array, mask: jax.Array
+    space: LatentSpace | None, images: jax.Array, mask: jax.Array, *, whole: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Return what a chain inpaints, and its mask: pictures themselves, or their latents."""
-    return (images, mask) if space is None else space.encode_known(images, mask)
+    """Return what a chain inpaints, and its mask: pictures themselves, or their latents.
+
+    With `whole`, the latents also show what is in the hole.
+    """
+    if space is None:
+        return images, mask
+    if whole:
+        return space.encode(images), masks.downsample(mask, space.factor)
+    return space.encode_known(images, mask)
 
 
 def chain_pictures(

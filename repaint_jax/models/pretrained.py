@@ -7,16 +7,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repaint_jax.files import Hub, StrPath, read_json, whole_folder, whole_parts, write_json
+from repaint_jax.files import (
+    MODEL_PATH,
+    Hub,
+    StrPath,
+    checked_path,
+    inner_path,
+    local_folder,
+    read_json,
+    whole_folder,
+    whole_parts,
+    write_json,
+)
 from repaint_jax.models import UNet2D, UNet2DClassifier, guided_diffusion, load_unet2d, save_unet2d
 from repaint_jax.models.autoencoder import Autoencoder, check_autoencoder
-from repaint_jax.models.autoencoder_checkpoints import load_autoencoder, save_autoencoder
+from repaint_jax.models.autoencoder_checkpoints import (
+    autoencoder_maker,
+    load_autoencoder,
+    save_autoencoder,
+)
 from repaint_jax.models.checkpoints import (
+    CONFIG_NAME,
     download_model,
     load_unet2d_classifier,
+    read_unet2d_config,
     save_unet2d_classifier,
 )
-from repaint_jax.models.families import Scheduler, read_scheduler, write_scheduler
+from repaint_jax.models.families import Scheduler, check_time_embedding, read_scheduler, write_scheduler
 from repaint_jax.models.tensor_files import TorchFile
 from repaint_jax.sampling.config import CONFIG_NAME as SCHEDULER_CONFIG_NAME
 
@@ -58,39 +75,63 @@ def load_pretrained(
     hub = Hub(revision, token, cache_dir)
     if autoencoder is not None and (autoencoder == "" or not isinstance(autoencoder, str | os.PathLike)):
         check_autoencoder(autoencoder)
-    if isinstance(autoencoder, str | os.PathLike):
-        autoencoder = load_autoencoder(autoencoder, dtype=dtype, token=token, cache_dir=cache_dir)
     path = model_folder(path_or_repo)
     if _is_checkpoint(path):
         for name, value in (("subfolder", subfolder), ("variant", variant)):
             if value is not None:
                 raise ValueError(f"{name} is {str(value)!r}, expected None for the checkpoint {path}")
+        autoencoder = _loaded(autoencoder, dtype, hub)
         return Pretrained(*guided_diffusion.load_unet(path, dtype=dtype), autoencoder)
     places = _places(subfolder)
-    inner, scheduler = places[0], SCHEDULER_CONFIG_NAME
-    names = [INDEX_NAME, f"scheduler/{scheduler}", scheduler]
-    names += [f"{part}/config.json" for part in _AUTOENCODERS.values()]
-    folder = download_model(
-        path,
-        (_join(inner, "unet"), inner),
-        tuple(_join(place, name) for place in places for name in names),
-        hub,
-        variant,
-    )
-    if not (folder / inner).is_dir():
+    networks = _join(places[0], "unet"), places[0]
+    names = [INDEX_NAME, f"scheduler/{SCHEDULER_CONFIG_NAME}", SCHEDULER_CONFIG_NAME]
+    names += [f"{part}/{CONFIG_NAME}" for part in _AUTOENCODERS.values()]
+    other_files = tuple(_join(place, name) for place in places for name in names)
+    configs = [*other_files, *(_join(network, CONFIG_NAME) for network in networks)]
+    source = path_or_repo if path == Path(path_or_repo) else path  # a Path forgets that "./x" is no name
+    folder = local_folder(source, configs, hub)
+    where, _, _ = _checked_parts(folder, places)  # before any weights are fetched
+    if where is not None and autoencoder is None:
+        autoencoder_maker(folder / where)
+    autoencoder = _loaded(autoencoder, dtype, hub)
+    folder = download_model(source, networks, other_files, hub, variant)
+    where, unet_folder, scheduler = _checked_parts(folder, places)
+    if where is not None and autoencoder is None:
+        autoencoder = load_autoencoder(source, where, dtype=dtype, variant=variant, **hub._asdict())
+    return Pretrained(load_unet2d(unet_folder, dtype=dtype, variant=variant), scheduler, autoencoder)
+
+
+def _loaded(autoencoder: StrPath | Autoencoder | None, dtype: Any, hub: Hub) -> Autoencoder | None:
+    """Return the autoencoder of an argument, which may be its folder or repository."""
+    if isinstance(autoencoder, str | os.PathLike):
+        return load_autoencoder(autoencoder, dtype=dtype, token=hub.token, cache_dir=hub.cache_dir)
+    return autoencoder
+
+
+def _checked_parts(folder: Path, places: tuple[str, ...]) -> tuple[str | None, Path, Scheduler]:
+    """Read the settings of a pipeline in a folder, and raise if they are not supported.
+
+    Returns:
+        The place of the autoencoder or None, the folder of the network, and the scheduler.
+    """
+    inner = places[0]
+    if inner and not (folder / inner).is_dir():
         raise FileNotFoundError(f"subfolder is {inner!r}, expected a folder in {folder}")
     where = _autoencoder_place(folder, places)
-    if where is not None and autoencoder is None:
-        autoencoder = load_autoencoder(path, where, dtype=dtype, variant=variant, **hub._asdict())
-    scheduler_folder = _component(folder, places, "scheduler", scheduler)
-    unet_folder = _component(folder, (inner,), "unet", "config.json")
-    unet = load_unet2d(unet_folder, dtype=dtype, variant=variant)
-    return Pretrained(unet, read_scheduler(scheduler_folder), autoencoder)
+    scheduler_folder = _component(folder, places, "scheduler", SCHEDULER_CONFIG_NAME)
+    unet_folder = _component(folder, (inner,), "unet", CONFIG_NAME)
+    unet_config = read_unet2d_config(unet_folder)
+    scheduler = read_scheduler(scheduler_folder)
+    try:
+        check_time_embedding(unet_config, scheduler)
+    except ValueError as error:
+        raise ValueError(f"{unet_folder / CONFIG_NAME}: {error}") from None
+    return where, unet_folder, scheduler
 
 
 def load_classifier(path: StrPath, *, dtype: Any = None) -> UNet2DClassifier:
     """Read a classifier of noisy pictures from a guided-diffusion `.pt` file or a folder of `convert`."""
-    if _is_checkpoint(Path(path)):
+    if _is_checkpoint(checked_path("path", path, MODEL_PATH)):
         return guided_diffusion.load_classifier(path, dtype)
     return load_unet2d_classifier(path, dtype=dtype)
 
@@ -138,7 +179,7 @@ def convert(
     Raises:
         ValueError: the folder exists, the settings do not fit, or the checkpoint cannot be read.
     """
-    checkpoint, folder = Path(checkpoint), Path(folder)
+    checkpoint, folder = checked_path("checkpoint", checkpoint), checked_path("folder", folder)
     if folder.exists():
         raise ValueError(f"{folder} exists, expected the name of a new folder")
     with whole_folder(folder) as unfinished:
@@ -161,8 +202,9 @@ def model_folder(path_or_repo: StrPath) -> Path:
 
     Raises:
         ValueError: there is no bundled model of that name.
+        TypeError: it is no path.
     """
-    path = Path(path_or_repo)
+    path = checked_path("path_or_repo", path_or_repo, MODEL_PATH)
     if path == Path("bundled"):
         return bundled_folder()
     if path.parent != Path("bundled") or path.exists():
@@ -185,7 +227,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _places(subfolder: StrPath | None) -> tuple[str, ...]:
     """Return a subfolder and the folders above it, up to the model's folder, which is ""."""
-    inner = PurePosixPath("" if subfolder is None else Path(subfolder).as_posix())
+    inner = PurePosixPath(inner_path(subfolder))
     if inner.is_absolute() or Path(inner).is_absolute() or ".." in inner.parts:
         raise ValueError(f"subfolder is {str(subfolder)!r}, expected a folder inside path_or_repo")
     return tuple("" if place == PurePosixPath() else str(place) for place in (inner, *inner.parents))

@@ -21,12 +21,15 @@ from repaint_jax.models.blocks import (
 )
 from repaint_jax.models.skip_blocks import SkipDownBlock, SkipUpBlock
 from repaint_jax.models.unet2d_config import SKIP_DOWN_BLOCK_TYPES, SKIP_UP_BLOCK_TYPES, UNet2DConfig
+from repaint_jax.sampling.checks import described
 
 
 class Encoder2D(nnx.Module):
     """The down path of a `UNet2D`, its middle block, and the embedding of timestep and class."""
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
+        if not isinstance(config, UNet2DConfig):
+            raise TypeError(f"config is {described(config)}, expected a UNet2DConfig")
         c = self.config = config
         widths = c.block_out_channels
         self.conv_in = nnx.Conv(c.in_channels, widths[0], (3, 3), rngs=rngs)

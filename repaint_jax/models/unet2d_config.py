@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from repaint_jax.files import StrPath, read_config
-from repaint_jax.models.config_options import check_block_types, known_options
+from repaint_jax.models.config_options import check_block_types, known_options, make_tuples
 from repaint_jax.sampling.checks import check_choice, check_int
 
 SKIP_DOWN_BLOCK_TYPES = ("SkipDownBlock2D", "AttnSkipDownBlock2D")
@@ -188,6 +188,7 @@ class UNet2DConfig:
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
     def __post_init__(self) -> None:
+        make_tuples(self)
         for name in ("in_channels", "out_channels", "layers_per_block"):
             check_int(name, getattr(self, name), 1)
         for name in (

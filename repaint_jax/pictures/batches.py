@@ -10,6 +10,7 @@ from PIL import Image
 
 from repaint_jax.files import warn
 from repaint_jax.pictures.colours import DEFAULT_BACKGROUND, Colour, alpha_channel, in_mode, rgb, upright
+from repaint_jax.pictures.holes import fading, grown
 from repaint_jax.pictures.images import (
     MODEL_RANGE,
     Range,
@@ -24,7 +25,7 @@ from repaint_jax.pictures.images import (
     uint8_to_array,
 )
 from repaint_jax.pictures.windows import Canvas
-from repaint_jax.sampling.checks import check_choice
+from repaint_jax.sampling.checks import check_choice, check_flag, check_int
 
 OUTPUT_TYPES = ("pil", "np", "jax")
 
@@ -36,12 +37,16 @@ class Look(NamedTuple):
     alpha: Image.Image | None = None  # the alpha channel, of the result's size
 
 
+Fade = NDArray[np.float32] | None  # [H, W, 1]: a picture's weights in its results
+
+
 class Batch(NamedTuple):
     """Pictures and their masks."""
 
     images: NDArray[np.float32]  # [N, H, W, C] in [-1, 1]
-    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones
+    masks: NDArray[np.float32]  # [N, H, W, 1] of zeros and ones; soft ones have values between them
     looks: Sequence[Look]  # [N]
+    fades: Sequence[Fade]  # [N]
 
 
 def make_batch(
@@ -53,6 +58,11 @@ def make_batch(
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
     input_range: Range | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> Batch:
     """Convert the pictures and masks that a pipeline takes, to the model's size.
 
@@ -65,6 +75,12 @@ def make_batch(
         keep_alpha: whether the looks include the alpha channels of PIL images.
         input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
             UserWarning tells of arrays without a negative value.
+        grow_mask: the number of pixels by which holes grow, or shrink if it is negative.
+        feather: the width of the rim in which results fade into their pictures. The masks of the batch are
+            0 there, too.
+        soft_mask: whether masks keep values between 0 and 1.
+        noisy: whether floating arrays may have finite values outside the range.
+        whole: whether what is in the hole matters, too.
     """
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     if keep_alpha:
@@ -73,11 +89,12 @@ def make_batch(
             look if look.alpha is None else look._replace(alpha=resized(look.alpha, size)) for look in looks
         ]
     if resize:
-        images, masks = resize_together(images, masks, image_shape, background)
+        images, masks = resize_together(images, masks, image_shape, background, soft_masks=soft_mask)
     shapes = [image_shape] * len(images)
-    pixels, holes = _checked(images, masks, shapes, input_range)
+    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
+    pixels, holes, fades = inputs
     in_range = [uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels]
-    return Batch(np.stack(in_range), np.stack(holes), looks)
+    return Batch(np.stack(in_range), np.stack(holes), looks, fades)
 
 
 def make_canvases(
@@ -88,12 +105,17 @@ def make_canvases(
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
     input_range: Range | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> tuple[list[Canvas], Sequence[Look]]:
     """Convert pictures and masks of any size, see `make_batch`."""
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     shapes = [_own_shape(one, image_shape[-1]) for one in images]
-    pixels, holes = _checked(images, masks, shapes, input_range)
-    return [Canvas(*pair) for pair in zip(pixels, holes, strict=True)], looks
+    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
+    return [Canvas(*of_one) for of_one in zip(*inputs, strict=True)], looks
 
 
 def _read(
@@ -117,17 +139,44 @@ def _checked(
     masks: Sequence[Any],
     shapes: Sequence[tuple[int, int, int]],
     input_range: Range | None,
-) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]]]:
-    """Return pixels, uint8 or in [-1, 1], and masks of zeros and ones."""
+    grow_mask: int,
+    feather: int,
+    soft_mask: bool,
+    noisy: bool,
+    whole: bool,
+) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]], list[Fade]]:
+    """Return pixels, uint8 or in [-1, 1], masks, and how results fade."""
+    check_int("grow_mask", grow_mask, None)
+    check_int("feather", feather, 0)
+    check_flag("soft_mask", soft_mask)
     model_range = MODEL_RANGE if input_range is None else checked_range(input_range)
     pixels = [image_pixels(*pair) for pair in zip(images, shapes, strict=True)]
-    holes = [mask_to_array(*pair) for pair in zip(masks, shapes, strict=True)]
+    holes = [
+        _grown(mask_to_array(*pair, soft=soft_mask), grow_mask) for pair in zip(masks, shapes, strict=True)
+    ]
     floating = [number for number, one in enumerate(pixels) if one.dtype != np.uint8]
     for number in floating:
-        pixels[number] = in_model_range(pixels[number], holes[number], model_range)
+        of_mask = None if whole else holes[number]
+        pixels[number] = in_model_range(pixels[number], of_mask, model_range, noisy=noisy)
+    fades: list[Fade] = [None] * len(holes)
+    if feather > 0:
+        fades = [fading(hole[..., 0] == 0, feather)[..., None] for hole in holes]
+        holes = [np.where(fade == 1, 1, 0).astype(np.float32) for fade in fades]
     if input_range is None:
         _warn_if_none_is_negative([(pixels[number], holes[number]) for number in floating])
-    return pixels, holes
+    return pixels, holes, fades
+
+
+def _grown(mask: NDArray[np.float32], grow_mask: int) -> NDArray[np.float32]:
+    """Grow or shrink the hole of a mask [H, W, 1], or raise ValueError if nothing of it is left."""
+    if grow_mask == 0:
+        return mask
+    hole = grown(mask[..., 0] == 0, grow_mask)
+    if not hole.any() and not mask.all():
+        raise ValueError(
+            f"grow_mask is {grow_mask}, which leaves nothing of the hole, expected less shrinking"
+        )
+    return np.where(hole, 0, 1).astype(np.float32)[..., None]
 
 
 def _own_shape(image: Any, channels: int) -> tuple[int, int, int]:

@@ -44,6 +44,22 @@ def _continued(image: jax.Array, mask: jax.Array, reach: float) -> jax.Array:  #
     return jnp.where(mask == 1, image, inside)
 
 
+def faded(filling: jax.Array, images: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return a filling that fades into the images around it.
+
+    Args:
+        filling: [..., H, W, C], floating.
+        images: [..., H, W, C]. What is where the weight is 0 does not matter.
+        weights: [..., H, W, 1] in [0, 1], of the images, as `holes.fading` makes them. Where the weight is
+            1, the images come back as they are.
+
+    Returns:
+        [..., H, W, C], of the images' dtype.
+    """
+    between = (filling + weights * (images - filling)).astype(images.dtype)
+    return jnp.where(weights == 1, images, jnp.where(weights == 0, filling, between))
+
+
 def blend(filling: jax.Array, images: jax.Array, mask: jax.Array, reach: float) -> jax.Array:
     """Return images with a filling in their holes, corrected so that it meets the known pixels.
 

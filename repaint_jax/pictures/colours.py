@@ -96,26 +96,26 @@ def alpha_channel(image: Image.Image) -> Image.Image | None:
     return straight.getchannel("A")
 
 
-def rgb(background: Colour) -> tuple[int, int, int]:
+def rgb(colour: Colour, name: str = "background") -> tuple[int, int, int]:
     """Return the red, green and blue of a colour.
 
     Args:
-        background: a colour as Pillow names it ("white", "#808080", "hsl(0, 100%, 50%)"), a grey level, or
+        colour: a colour as Pillow names it ("white", "#808080", "hsl(0, 100%, 50%)"), a grey level, or
             red, green and blue. Levels are integers from 0 to 255.
+        name: the name of the colour in error messages.
 
     Raises:
         ValueError: if it is not such a colour, or is transparent.
     """
-    levels: Any = background
-    if isinstance(background, str):
+    levels: Any = colour
+    if isinstance(colour, str):
         with suppress(ValueError):
-            levels = ImageColor.getrgb(background)
-    elif isinstance(background, Integral):
-        levels = (background,) * 3
+            levels = ImageColor.getrgb(colour)
+    elif isinstance(colour, Integral):
+        levels = (colour,) * 3
     if len(np.shape(levels)) != 1 or len(levels) != 3 or not all(map(_is_level, levels)):
         raise ValueError(
-            f"background is {background!r}, expected an opaque colour such as 'white', '#808080' or "
-            "(255, 255, 255)"
+            f"{name} is {colour!r}, expected an opaque colour such as 'white', '#808080' or (255, 255, 255)"
         )
     red, green, blue = map(int, levels)
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Masks for one picture: a file, transparent pixels, a box, a painted copy, or a mask of the paper.
+"""Masks for one picture: a file, transparent pixels, a box, paint, a larger canvas, or one of the paper's.
 
 All masks are PIL images of mode "L". White keeps a pixel, black inpaints it.
 """
@@ -12,67 +12,159 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from repaint_jax import masks
-from repaint_jax.pictures.colours import alpha_channel, in_mode, upright
+from repaint_jax.pictures.colours import Colour, alpha_channel, in_mode, rgb, upright
+from repaint_jax.pictures.holes import grown
 from repaint_jax.pictures.images import array_to_pil, grey_mask, open_image
+from repaint_jax.pictures.outpainting import check_margins, outpaint
 
 # The largest difference of a copy that was saved with losses, as a mean over 5 x 5 pixels, in levels. For
 # JPEG copies of 17 photographs and drawings, at qualities 75, 85 and 95, it was at most 36. Single pixels
 # differed by up to 123 levels.
 TOLERANCE = 40
 ROUNDING = 8  # the largest difference, in levels, of a pixel that was not painted, next to paint
+MIDDLE = 128  # levels
 LARGEST_SHARE = 0.9  # of the picture
 
+_OF_FILES = ("alpha", "painted")
+_OF_NUMBERS = ("box", "outpaint")
 
-def read_mask(words: str, image: Image.Image, key: jax.Array, *, invert: bool = False) -> Image.Image:
+
+def file_of_mask(words: str) -> tuple[str, Path | None]:
+    """Divide the description of a mask into what precedes its file, and the file.
+
+    >>> file_of_mask("mask.png") == ("", Path("mask.png"))
+    True
+    >>> file_of_mask("painted=copy.png") == ("painted=", Path("copy.png"))
+    True
+    >>> file_of_mask("half")
+    ('half', None)
+    """
+    kind, equals, value = words.partition("=")
+    if equals and kind in _OF_FILES:
+        return f"{kind}=", Path(value)
+    if words in ("alpha", *masks.NAMES) or (equals and kind in _OF_NUMBERS):
+        return words, None
+    return "", Path(words)
+
+
+def picture_and_mask(
+    words: str, image: Image.Image, key: jax.Array, *, invert: bool = False, colour: Colour | None = None
+) -> tuple[Image.Image, Image.Image]:
     """Make a mask from its description on the command line.
 
     Args:
-        words: the description: the path of a mask's picture; "alpha" (see `transparent`);
-            "box=LEFT,TOP,RIGHT,BOTTOM" (see `box`); "painted=PATH" (see `painted`); or one of
+        words: the description: the path of a mask's picture; "alpha" for what is transparent in the
+            picture, or "alpha=PATH" in another one; "box=LEFT,TOP,RIGHT,BOTTOM" (see `box`);
+            "painted=PATH" (see `painted`); "outpaint=LEFT,TOP,RIGHT,BOTTOM" (see `outpaint`); or one of
             `masks.NAMES`.
         image: the picture to inpaint. It is turned upright.
         key: the key of a random mask.
         invert: whether to invert the mask, so that white inpaints and black keeps.
+        colour: the colour that inpaints in the mask's picture, instead of black (see `of_colour`).
+
+    Returns:
+        The picture to inpaint, which outpainting enlarges, and its mask.
 
     Raises:
-        ValueError: if the description is not valid, or the mask has no pixels to fill.
+        ValueError: if the description is not valid.
     """
+    check_description(words, invert=invert, colour=colour)
     image = upright(image)
-    kind, equals, value = words.partition("=")
-    if words == "alpha":
-        mask = transparent(image)
-    elif kind == "box" and equals:
-        if not re.fullmatch(r"\d+,\d+,\d+,\d+", value):
-            raise ValueError(f"mask is {words}, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels")
-        left, top, right, bottom = map(int, value.split(","))
-        mask = box(image.size, left, top, right, bottom)
-    elif kind == "painted" and equals:
-        mask = painted(image, open_image(value))
-    elif words in masks.NAMES:
-        mask = array_to_pil(2 * np.asarray(masks.by_name(words, image.height, image.width, key)) - 1)
-    elif Path(words).exists():
-        mask = open_image(words)
-    else:
+    prefix, path = file_of_mask(words)
+    kind = prefix.partition("=")[0]
+    if kind == "outpaint":
+        return outpaint(image, *_four_numbers(words))
+    if kind == "box":
+        mask = box(image.size, *_four_numbers(words))
+    elif kind in masks.NAMES:
+        mask = array_to_pil(2 * np.asarray(masks.by_name(kind, image.height, image.width, key)) - 1)
+    elif kind == "alpha":
+        mask = _transparent(words, image if path is None else open_image(path))
+    elif path is None or not path.exists():
         raise ValueError(
-            f"{words} does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM, painted=PATH "
-            f"or one of {', '.join(masks.NAMES)}"
+            f"{path} does not exist, expected a picture, alpha, alpha=PATH, box=LEFT,TOP,RIGHT,BOTTOM, "
+            f"outpaint=LEFT,TOP,RIGHT,BOTTOM, painted=PATH or one of {', '.join(masks.NAMES)}"
         )
+    elif kind == "painted":
+        mask = painted(image, open_image(path))
+    else:
+        mask = open_image(path) if colour is None else of_colour(open_image(path), colour)
     mask = grey_mask(mask)
-    if invert:
-        mask = ImageOps.invert(mask)
-    if np.asarray(mask).min() >= 128:
+    return image, ImageOps.invert(mask) if invert else mask
+
+
+def check_description(words: str, *, invert: bool = False, colour: Colour | None = None) -> None:
+    """Raise ValueError if `picture_and_mask` refuses its arguments for any picture."""
+    prefix, _ = file_of_mask(words)
+    kind = prefix.partition("=")[0]
+    if colour is not None:
+        rgb(colour, "mask_colour")
+        if prefix:
+            raise ValueError(f"mask_colour is {colour} and mask is {words}, expected a picture as the mask")
+    if kind in _OF_NUMBERS:
+        numbers = _four_numbers(words)
+        if kind == "outpaint":
+            check_margins(*numbers)
+            if invert:
+                raise ValueError(
+                    f"invert_mask is True and mask is {words}, expected another mask to invert"
+                )
+
+
+def check_hole(words: str, mask: Image.Image, *, soft: bool = False) -> None:
+    """Raise ValueError if a mask has no pixels to fill. In a soft mask grey counts."""
+    if np.asarray(mask).min() >= (255 if soft else 128):
         raise ValueError(
             f"mask is {words}, which keeps every pixel, expected a mask with pixels to inpaint"
         )
-    return mask
 
 
-def transparent(image: Image.Image) -> Image.Image:
-    """Return a mask that inpaints the transparent pixels, such as those erased in a picture editor."""
-    alpha = alpha_channel(upright(image))
+def _four_numbers(words: str) -> tuple[int, int, int, int]:
+    kind, _, value = words.partition("=")
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9}){3}", value, re.ASCII):
+        raise ValueError(f"mask is {words}, expected {kind}=LEFT,TOP,RIGHT,BOTTOM in pixels")
+    left, top, right, bottom = map(int, value.split(","))
+    return left, top, right, bottom
+
+
+def _transparent(words: str, picture: Image.Image) -> Image.Image:
+    """Return a mask that inpaints transparent pixels, such as those erased in a picture editor."""
+    alpha = alpha_channel(upright(picture))
     if alpha is None:
-        raise ValueError(f"mask is alpha, but the picture, of mode {image.mode}, has no transparency")
+        raise ValueError(f"mask is {words}, but the picture, of mode {picture.mode}, has no transparency")
     return alpha
+
+
+def of_colour(picture: Image.Image, colour: Colour) -> Image.Image:
+    """Return a mask that inpaints the pixels of a colour.
+
+    In a picture without losses, only pixels of exactly this colour are inpainted. If pixels of nearly this
+    colour show that the picture was compressed, pixels are inpainted that differ by at most `TOLERANCE`
+    levels, and their neighbours, up to two pixels away, that differ by less than `MIDDLE`.
+
+    Args:
+        picture: a picture with paint. What is transparent in it is kept.
+        colour: the colour of the paint, which should be nowhere else in the picture.
+
+    Raises:
+        ValueError: if no pixel has the colour.
+    """
+    pixels = in_mode("mask", picture, "RGB")
+    difference = _difference(pixels, Image.new("RGB", pixels.size, rgb(colour, "mask_colour")))
+    exact = difference == 0
+    slightly = (difference > 0) & (difference <= ROUNDING)
+    inpainted = exact
+    if slightly.sum() > 0.01 * exact.sum():
+        inpainted = difference <= TOLERANCE
+        inpainted |= _grown(inpainted) & (difference < MIDDLE)
+    alpha = alpha_channel(upright(picture))
+    if alpha is not None:
+        inpainted &= np.asarray(alpha) >= 128
+    if not inpainted.any():
+        raise ValueError(
+            f"mask_colour is {colour}, which no pixel of the mask has, expected that of its paint"
+        )
+    return Image.fromarray(np.where(inpainted, 0, 255).astype(np.uint8))
 
 
 def box(size: tuple[int, int], left: int, top: int, right: int, bottom: int) -> Image.Image:
@@ -157,4 +249,4 @@ def _changed_despite_losses(
 
 def _grown(changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Grow an area by two pixels to each side."""
-    return np.asarray(Image.fromarray(changed.astype(np.uint8)).filter(ImageFilter.MaxFilter(5))) > 0
+    return grown(changed[..., None], 2)[..., 0]

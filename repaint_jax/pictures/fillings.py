@@ -15,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, make_canvases, with_look
+from repaint_jax.pictures.blending import faded
 from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
-from repaint_jax.sampling.checks import check_choice
+from repaint_jax.sampling.checks import check_choice, check_noise, check_number
 
 FITS = ("exact", "resize", "crop", "native")
-PICTURE_OPTIONS = ("fit", "context", "background", "keep_alpha", "input_range")  # of `make_filling`
+PICTURE_OPTIONS = (
+    "fit",
+    "context",
+    "background",
+    "keep_alpha",
+    "input_range",
+    "grow_mask",
+    "feather",
+    "soft_mask",
+)  # of `make_filling`
 WINDOWS_AT_ONCE = 16  # in a batch of a chain, so that any number of windows fits the memory
 
 
@@ -70,7 +80,9 @@ class WholePictures:
         self._samples: Any = None
 
     def copy(self) -> "WholePictures":
-        return WholePictures(self._batch, self._num_samples)
+        new = WholePictures(self._batch, self._num_samples)
+        new._samples = self._samples
+        return new
 
     def rounds(self) -> Iterator[Sequence[Row]]:
         yield [Row(result) for result in range(self.num_pictures * self._num_samples)]
@@ -80,6 +92,11 @@ class WholePictures:
         return self._batch.images[pictures], self._batch.masks[pictures]
 
     def put(self, rows: Sequence[Row], samples: jax.Array) -> None:
+        fades = [fade for fade in self._batch.fades if fade is not None]
+        if fades:
+            images, _ = self.cut(rows)
+            weights = np.stack(fades)[[row.result // self._num_samples for row in rows]]
+            samples = faded(samples, jnp.asarray(images), jnp.asarray(weights))
         self._samples = samples
 
     def original(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bytes | None]:
@@ -163,7 +180,7 @@ class WindowedPictures:
             )
 
     def output(self, output_type: str) -> Any:
-        pixels = [canvas.pixels for canvas in self._canvases]
+        pixels = [canvas.faded() for canvas in self._canvases]
         if output_type == "pil":
             pictures = (
                 uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels
@@ -183,6 +200,7 @@ def make_filling(
     num_samples: int = 1,
     fit: str = "exact",
     context: float = DEFAULT_CONTEXT,
+    observation_noise: float = 0.0,
     **of_pictures: Any,
 ) -> Filling:
     """Convert the pictures and masks that a pipeline takes.
@@ -196,6 +214,7 @@ def make_filling(
         num_samples: the number of results for each picture.
         fit: one of `FITS`.
         context: of the windows, see `plan_windows`.
+        observation_noise: the standard deviation of the noise in known pixels. Above 0 they change, too.
         of_pictures: see `make_batch`.
 
     Raises:
@@ -203,8 +222,15 @@ def make_filling(
         MemoryError: if the pictures' own size is too large.
     """
     check_choice("fit", fit, FITS)
-    if isinstance(context, bool) or not isinstance(context, int | float) or not 0 <= context < math.inf:
+    if not 0 <= check_number("context", context) < math.inf:
         raise ValueError(f"context is {context!r}, expected a number from 0 on")
+    noisy = check_noise("observation_noise", observation_noise) > 0
+    if noisy and fit == "crop":
+        raise ValueError(
+            f"observation_noise is {observation_noise}, expected 0 with fit='crop': the pixels "
+            "around windows stay as they are"
+        )
+    of_pictures["noisy"] = noisy
     if fit in ("exact", "resize"):
         batch = make_batch(image, mask_image, image_shape, resize=fit == "resize", **of_pictures)
         return WholePictures(batch, num_samples)
@@ -213,7 +239,7 @@ def make_filling(
     if fit == "crop":
         plans = [plan_windows(canvas.hole, (height, width), context) for canvas in canvases]
         return WindowedPictures(canvases, plans, (height, width), looks, num_samples, WINDOWS_AT_ONCE)
-    windows = [whole_window(canvas.hole, multiple) for canvas in canvases]
+    windows = [whole_window(canvas.hole | noisy, multiple) for canvas in canvases]
     sizes = sorted({window.hole.shape for window in windows})
     if len(sizes) > 1:
         raise ValueError(

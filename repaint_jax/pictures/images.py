@@ -166,23 +166,26 @@ def image_pixels(
 
 
 def in_model_range(
-    pixels: NDArray[Any], mask: NDArray[np.floating] | None, input_range: Range
+    pixels: NDArray[Any], mask: NDArray[np.floating] | None, input_range: Range, *, noisy: bool = False
 ) -> NDArray[np.float32]:
-    """Convert pixels to [-1, 1], see `image_to_array`."""
+    """Convert pixels to [-1, 1], see `image_to_array`. Noisy ones may lie outside `input_range`."""
     if pixels.dtype == np.uint8:
         return uint8_to_array(pixels)
     low, high = checked_range(input_range)
     matters = np.ones(pixels.shape, bool) if mask is None else np.broadcast_to(mask > 0, pixels.shape)
-    wrong = matters & ~((pixels >= low) & (pixels <= high))  # true for NaN too
+    inside = np.isfinite(pixels) if noisy else (pixels >= low) & (pixels <= high)
+    wrong = matters & ~inside  # true for NaN too
     if wrong.any():
         row, column, channel = np.argwhere(wrong)[0]
+        allowed = "finite" if noisy else f"in [{low:g}, {high:g}]"
         raise ValueError(
-            f"image has values that are not in [{low:g}, {high:g}]: {pixels[row, column, channel]} in row "
-            f"{row}, column {column}"
+            f"image has values that are not {allowed}: {pixels[row, column, channel]} in row {row}, column "
+            f"{column}"
         )
     array = np.where(matters, pixels, low)
     if (low, high) != MODEL_RANGE:
-        array = np.clip((array.astype(np.float64) - low) * (2 / (high - low)) - 1, -1, 1)
+        array = (array.astype(np.float64) - low) * (2 / (high - low)) - 1
+        array = array if noisy else np.clip(array, -1, 1)
     return np.where(matters, array, 0).astype(np.float32)
 
 
@@ -196,7 +199,9 @@ def checked_range(input_range: Any) -> Range:
     return float(values[0]), float(values[1])
 
 
-def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def mask_to_array(
+    mask: Any, image_shape: tuple[int, int, int], *, soft: bool = False
+) -> NDArray[np.float32]:
     """Convert a mask to an array [H, W, 1] of zeros (inpaint) and ones (keep).
 
     Args:
@@ -204,6 +209,7 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
             turned upright; or an array of shape [H, W] or [H, W, 1], bool, uint8 0..255 or floating in
             [0, 1]. Values are rounded at the middle of their range.
         image_shape: the shape [H, W, C] of the mask's image.
+        soft: whether to keep values between 0 and 1 instead.
 
     Raises:
         TypeError: if mask is neither a PIL image nor an array of numbers.
@@ -220,12 +226,12 @@ def mask_to_array(mask: Any, image_shape: tuple[int, int, int]) -> NDArray[np.fl
     if array.dtype == np.uint8 and array.max(initial=0) == 1:
         raise ValueError("mask has dtype uint8 and no value above 1, expected 0 and 255, or dtype bool")
     if array.dtype == np.uint8:
-        return (array >= 128).astype(np.float32)
+        return (array / 255 if soft else array >= 128).astype(np.float32)
     if array.dtype != bool and not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"mask has dtype {array.dtype}, expected bool, uint8 or a floating dtype")
     if not np.all((array >= 0) & (array <= 1)):
         raise ValueError("mask has values that are not in [0, 1]")
-    return (array >= 0.5).astype(np.float32)
+    return (array if soft else array >= 0.5).astype(np.float32)
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:
@@ -236,7 +242,10 @@ def grey_mask(mask: Image.Image) -> Image.Image:
     """
     alpha = alpha_channel(mask)
     if alpha is not None and np.asarray(alpha).min(initial=255) < 255:
-        raise ValueError("mask has transparent pixels, expected black and white ones")
+        raise ValueError(
+            "mask has transparent pixels, expected black and white ones; to fill the transparent ones, "
+            "give mask.convert('RGBA').getchannel('A'), or alpha=PICTURE on the command line"
+        )
     return in_mode("mask", mask, "L")
 
 
@@ -255,6 +264,8 @@ def resize_together(
     masks: Sequence[Any],
     image_shape: tuple[int, int, int],
     background: Colour = DEFAULT_BACKGROUND,
+    *,
+    soft_masks: bool = False,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Resize pictures and their masks to the model's height and width. Proportions are not kept.
 
@@ -267,6 +278,7 @@ def resize_together(
             that the mask covers the pixels it was drawn over.
         image_shape: the shape [H, W, C] of the model's images.
         background: the colour behind transparent pixels, see `colours.rgb`.
+        soft_masks: whether masks keep values between black and white.
 
     Raises:
         TypeError: if an image or mask is not a PIL image.
@@ -285,7 +297,9 @@ def resize_together(
                 f"mask is of size {mask.size}, expected {image.size} as its image, to be resized with it"
             )
     size = image_shape[1::-1]
-    return [resized(image, size) for image in images], [_resized_mask(mask, size) for mask in masks]
+    return [resized(image, size) for image in images], [
+        _resized_mask(mask, size, soft_masks) for mask in masks
+    ]
 
 
 def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -295,10 +309,11 @@ def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR)
 
 
-def _resized_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    missing = np.asarray(mask) < 128
+def _resized_mask(mask: Image.Image, size: tuple[int, int], soft: bool) -> Image.Image:
+    missing = np.asarray(mask) < (1 if soft else 128)
     share = np.asarray(resized(Image.fromarray(missing.astype(np.float32)), size))
-    return Image.fromarray(np.where(share > 1e-6, 0, 255).astype(np.uint8))
+    known = np.asarray(resized(mask, size)) if soft else 255
+    return Image.fromarray(np.where(share > 1e-6, 0, known).astype(np.uint8))
 
 
 def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -45,29 +45,49 @@ class Canvas:
 
     Args:
         pixels: [H, W, C], uint8, or floating in [-1, 1]. They are not changed.
-        mask: [H, W, 1] of zeros and ones; 0 is filled.
+        mask: [H, W, 1] in [0, 1]. Pixels below 1 are filled, those above 0 from what is there.
+        fade: the picture's weights in what `faded` returns, [H, W, 1], or None.
     """
 
-    def __init__(self, pixels: NDArray[Any], mask: NDArray[np.floating]):
-        self.pixels = pixels
-        self._known = mask[..., 0] == 1
+    def __init__(
+        self,
+        pixels: NDArray[Any],
+        mask: NDArray[np.floating],
+        fade: NDArray[np.float32] | None = None,
+    ):
+        self.pixels = self._original = pixels
+        self._fade = fade
+        self._mask = mask[..., 0]
         self._shared = True  # with other canvases, until the first window is put back
 
     @property
     def hole(self) -> NDArray[np.bool_]:
         """The pixels that are still to be filled, [H, W]."""
-        return ~self._known
+        return self._mask < 1
 
     def copy(self) -> "Canvas":
         """Return a canvas of its own with the same pixels."""
+        self._shared = True
         new = object.__new__(Canvas)
-        new.pixels, new._known = self.pixels, self._known
-        new._shared = self._shared = True
+        new.__dict__.update(self.__dict__)
         return new
+
+    def faded(self) -> NDArray[Any]:
+        """Return the pixels, in which what was filled fades into the picture."""
+        if self._fade is None or self.pixels is self._original:
+            return self.pixels
+        between = (self._fade > 0) & (self._fade < 1)
+        rows, columns, _ = np.nonzero(between)
+        weights = self._fade[rows, columns]
+        filled, before = (_floating(pixels[rows, columns]) for pixels in (self.pixels, self._original))
+        mixed = filled + weights * (before - filled)
+        result = self.pixels.copy()
+        result[rows, columns] = array_to_uint8(mixed) if result.dtype == np.uint8 else mixed
+        return result
 
     def whole(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the picture [H, W, C] in [-1, 1] and its mask [H, W, 1]."""
-        return _floating(self.pixels), self._known[..., None].astype(np.float32)
+        return _floating(self.pixels), self._mask[..., None].astype(np.float32)
 
     def cut(self, window: Window, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what the model sees of a window, as an image [*size, C] in [-1, 1] and a mask [*size, 1].
@@ -76,32 +96,37 @@ class Canvas:
         """
         seen = np.ix_(*(_mirrored(*of_side) for of_side in self._sides(window)))
         image = _resized(_floating(self.pixels[seen]), size)
-        unknown = _resized(~self._known[seen][..., None], size)
-        return image, (unknown < 1e-6).astype(np.float32)
+        mask = self._mask[seen][..., None]
+        unknown, soft = _resized(mask == 0, size), _resized(mask, size)
+        return image, np.where(unknown > 1e-6, 0, np.where(soft > 1 - 1e-6, 1, soft)).astype(np.float32)
 
     def put_back(self, window: Window, filling: NDArray[np.float32]) -> None:
         """Fill the window's hole with what the model made of it, [h, w, C] in [-1, 1].
 
         The filling is scaled to the window's size. Its difference from the known pixels, which have finer
-        detail, is continued smoothly into the hole and added there, so that no seam shows.
+        detail, is continued smoothly into the hole and added there, so that no seam shows. Pixels that are
+        softly known keep their detail: they change by what the model changed of them.
         """
+        changed = filling - self.cut(window, filling.shape[:2])[0]
         if self._shared:  # large pictures are copied only once they change
-            self.pixels, self._known, self._shared = self.pixels.copy(), self._known.copy(), False
+            self.pixels, self._mask, self._shared = self.pixels.copy(), self._mask.copy(), False
         (rows, height), (columns, width) = self._sides(window)
         inside = np.ix_((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
         hole = window.hole[inside]
         rows, columns = rows[rows >= 0], columns[columns >= 0]
         part = np.s_[rows[0] : rows[0] + hole.shape[0], columns[0] : columns[0] + hole.shape[1]]
-        known, before = self._known[part], _floating(self.pixels[part])
+        known, before = self._mask[part] == 1, _floating(self.pixels[part])
         filled = _resized(filling, window.hole.shape)[inside]
         if known.any() and window.hole.shape != filling.shape[:2]:
             filled = filled + smooth_continuation(before - filled, known)
+        soft = (self._mask[part] > 0)[..., None]
+        filled = np.where(soft, before + _resized(changed, window.hole.shape)[inside], filled)
         filled = np.clip(filled, -1, 1)[hole]
         self.pixels[part][hole] = array_to_uint8(filled) if self.pixels.dtype == np.uint8 else filled
-        self._known[part][hole] = True
+        self._mask[part][hole] = 1
 
     def _sides(self, window: Window) -> tuple[tuple[NDArray[np.int_], int], tuple[NDArray[np.int_], int]]:
-        height, width = self._known.shape
+        height, width = self._mask.shape
         return (window.rows, height), (window.columns, width)
 
 

@@ -19,6 +19,7 @@ from repaint_jax.sampling.keys import gaussian, working_dtype
 from repaint_jax.sampling.scheduler import (
     RePaintSchedulerState,
     check_state,
+    levels_left,
     schedule_of,
     warn_of_signal,
     without_missing,
@@ -71,10 +72,19 @@ class BudgetSchedule(NamedTuple):
         original_image: jax.Array,
         mask: jax.Array,
         z: jax.Array,
+        observation_noise: jax.Array | None,
     ) -> tuple[jax.Array, PreviousNoise, jax.Array]:
         """Take the sample to the next noise level; see `Schedule.transition`."""
         sample, x0 = budget_transition(
-            config, row, model_output, sample, memory.previous_noise, original_image, mask, z
+            config,
+            row,
+            model_output,
+            sample,
+            memory.previous_noise,
+            original_image,
+            mask,
+            z,
+            observation_noise,
         )
         return sample, PreviousNoise(z), x0
 
@@ -97,7 +107,7 @@ class BudgetStepOutput(NamedTuple):
 
 
 def set_timesteps_for_budget(
-    state: RePaintSchedulerState, num_model_calls: int = DEFAULT_MODEL_CALLS
+    state: RePaintSchedulerState, num_model_calls: int = DEFAULT_MODEL_CALLS, *, strength: float = 1.0
 ) -> RePaintSchedulerState:
     """Add a schedule with a budget of model calls to a state (correlated renoising).
 
@@ -116,13 +126,15 @@ def set_timesteps_for_budget(
         state: any state. An existing schedule is replaced.
         num_model_calls: number of model calls, at least 8. If it is large, neighbouring calls share a
             timestep.
+        strength: the share of the training timesteps whose noise levels are used, see `set_timesteps`. All
+            calls are made at these levels.
 
     Returns:
         A new state with exactly num_model_calls model calls.
 
     Raises:
-        TypeError: num_model_calls is not an integer.
-        ValueError: num_model_calls is below 8.
+        TypeError: num_model_calls is not an integer, or strength is not a number.
+        ValueError: num_model_calls is below 8, strength is outside (0, 1], or no timestep is left.
 
     Warns:
         UserWarning: see `set_timesteps`.
@@ -134,8 +146,11 @@ def set_timesteps_for_budget(
     """
     check_state(state)
     num_model_calls = check_int("num_model_calls", num_model_calls, SMALLEST_BUDGET)
-    warn_of_signal(state.config, state.config.num_train_timesteps - 1)
-    timesteps = budget_timesteps(noise_levels.alphas_cumprod(state.config.betas), num_model_calls)
+    num_levels = levels_left(strength, state.config.num_train_timesteps, "num_train_timesteps")
+    if strength == 1:
+        warn_of_signal(state.config, num_levels - 1)
+    alphas_cumprod = noise_levels.alphas_cumprod(state.config.betas)[:num_levels]
+    timesteps = budget_timesteps(alphas_cumprod, num_model_calls)
     calls = call_coefficients(state.config, timesteps)
     return dataclasses.replace(
         state,
@@ -143,6 +158,7 @@ def set_timesteps_for_budget(
         num_model_calls=num_model_calls,
         timesteps=calls.timestep,
         schedule=BudgetSchedule(calls),
+        starts_from_image=strength < 1,
     )
 
 

@@ -43,6 +43,26 @@ along the way, but eps falls to 0 with sigma, so that half of the step is too mu
 are at the smallest level, this is the only error of that step, and the chain corrects it. The last call but
 one goes to the clean image. The last call runs the model once more, on that image and at the smallest s,
 and adds s/2 eps to the missing pixels.
+
+A pixel that is known with noise c (`noisy_pixels`) is known at the levels s' >= c. There y has the place of
+the original, and the place of x0 has what the model predicts for the pixel at the level c, x0 + c^2/s eps.
+This leaves of the predicted noise s eps the share (e/s)^2, with e = sqrt(s^2 - c^2):
+
+    known   = sqrt(p) (y + G (y - x0 - c^2/s eps) + e' (B e/s eps + sqrt(1 - B^2) z))
+
+With that, the fixed point is the posterior's again. At the levels s' < c, the pixel is filled like a
+missing one, but returns to y by the bridge. Let u = min(s, c), and let X be y if s >= c, and otherwise
+x/sqrt(a):
+
+    d       = min(1/3, (s'/u)^2)
+    A^2     = 2 sqrt(s'/u) (s'/u - d)
+    w       = (s'^2 - d u^2)/(c^2 - d u^2)
+    known   = sqrt(p) ((1 - w) (x0 + d (X - x0)) + w y + sqrt(1 - w) u A (z_prev + z)/2)
+
+For a Gaussian prior, x0 + d (X - x0) has the mean of the level sqrt(d) u, so the bridge starts there, and
+the mean of the pixel is exact. If s' = s, this is a step of Langevin dynamics as well, along the score of
+the posterior, -eps/s + (y - X)/(c^2 - s^2), of the length (1 - w) s^2 A^2/2. The bound (s'/u)^2 keeps w
+from being negative. In calls that go to the clean image, the pixel is a missing one.
 """
 
 from typing import NamedTuple
@@ -54,6 +74,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.noisy_pixels import bridge_weight
 from repaint_jax.sampling.prediction import predict, split_model_output
 
 _DENOISE_TO = 1 / 3  # share of sigma that is left before noise is added again
@@ -83,24 +104,54 @@ def budget_transition(
     original_image: jax.Array,
     mask: jax.Array,
     z: jax.Array,
+    observation_noise: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Take the sample to the next noise level.
 
     Returns:
         The sample and pred_original_sample. The `z` of this call is the `previous_z` of the next call.
     """
-    row, sample, previous_z, original_image, mask = jax.tree.map(
+    row, sample, previous_z, original_image, mask, c = jax.tree.map(
         lambda array: jnp.asarray(array, z.dtype),
-        (row, sample, previous_z, original_image, mask),
+        (row, sample, previous_z, original_image, mask, observation_noise),
     )
     prediction, _ = split_model_output(config, model_output, sample)
     x0, eps = predict(config, row, prediction, sample, noise_of_clipped=True)
     unknown = row.next_signal * x0 + row.direction * eps + row.renoising * (previous_z + z)
     in_reach = _in_reach(config, row, original_image)
-    y = original_image + in_reach * row.correction * (original_image - x0)
-    feedback = in_reach * _FEEDBACK
-    known = row.next_signal * y + row.next_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
+    feedback, correction = in_reach * _FEEDBACK, in_reach * row.correction
+    if c is None:
+        y = original_image + correction * (original_image - x0)
+        known = row.next_signal * y + row.next_noise * (feedback * eps + jnp.sqrt(1 - feedback**2) * z)
+    else:
+        s, next_s = row.noise / row.signal, row.next_noise / row.next_signal
+        e, next_e = (jnp.sqrt(jnp.maximum(level**2 - c**2, 0)) for level in (s, next_s))
+        y = original_image + correction * (original_image - x0 - c**2 / s * eps)
+        given = y + next_e * (feedback * e / s * eps + jnp.sqrt(1 - feedback**2) * z)
+        x = jnp.where(s >= c, original_image, sample / row.signal)
+        free = _returning_to_y(s, next_s, x, x0, original_image, c, (previous_z + z) / 2)
+        known = jnp.where(next_s > 0, row.next_signal * free, unknown)
+        known = jnp.where(next_s >= c, row.next_signal * given, known)
     return mask * known + (1 - mask) * unknown, x0
+
+
+def _returning_to_y(
+    s: jax.Array,
+    next_s: jax.Array,
+    x: jax.Array,
+    x0: jax.Array,
+    y: jax.Array,
+    c: jax.Array,
+    noise: jax.Array,
+) -> jax.Array:
+    """Return the pixels that are known with noise c over their signal, at the level s' < c."""
+    c = jnp.where(c > 0, c, 1)  # a pixel with c = 0 is always known
+    u, next_s = jnp.minimum(s, c), jnp.minimum(next_s, c)
+    ratio = next_s / u
+    d = jnp.minimum(_DENOISE_TO, ratio**2)
+    amplitude = jnp.sqrt(2 * jnp.sqrt(ratio) * (ratio - d))
+    w = bridge_weight(d * u**2, next_s**2, c**2)
+    return (1 - w) * (x0 + d * (x - x0)) + w * y + jnp.sqrt(1 - w) * u * amplitude * noise
 
 
 def _in_reach(

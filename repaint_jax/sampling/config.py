@@ -1,17 +1,23 @@
 """Settings of a RePaint scheduler, and their file `scheduler_config.json`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repaint_jax.files import Hub, StrPath, local_folder, read_config, write_json
+from repaint_jax.files import Hub, StrPath, checked_path, inner_path, local_folder, read_config, write_json
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_choice, check_int
+from repaint_jax.sampling.checks import (
+    check_choice,
+    check_int,
+    check_mapping,
+    check_number,
+    check_positive,
+    described,
+)
 
 CONFIG_NAME = "scheduler_config.json"
 
@@ -28,6 +34,13 @@ _CHOICES = {
 }
 
 _SCHEDULERS_WITH_BETAS = ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler")
+
+# Read by `models.families`, which is a layer above. Named here for the message that a class is not read.
+FAMILY_CLASSES = ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler")
+_EXPECTED_CLASSES = (
+    f"expected a scheduler with betas such as {', '.join(_SCHEDULERS_WITH_BETAS)}, or in a model's folder "
+    f"one of {', '.join(FAMILY_CLASSES)}"
+)
 
 # Classes of diffusers whose files look like those of a DDPM's noise levels, but are not.
 _REFUSED_CLASSES = {
@@ -111,14 +124,13 @@ class RePaintSchedulerConfig:
         num_train_timesteps = check_int("num_train_timesteps", self.num_train_timesteps, 1)
         object.__setattr__(self, "num_train_timesteps", num_train_timesteps)
         for name in ("beta_start", "beta_end", "eta", "clip_sample_range"):
-            object.__setattr__(self, name, _as_float(name, getattr(self, name)))
+            object.__setattr__(self, name, check_number(name, getattr(self, name)))
         for name in ("beta_start", "beta_end"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a variance in (0, 1)")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}, expected a number in [0, 1]")
-        if not 0 < self.clip_sample_range < math.inf:
-            raise ValueError(f"clip_sample_range is {self.clip_sample_range}, expected a positive number")
+        check_positive("clip_sample_range", self.clip_sample_range)
         for name in ("clip_sample", "use_clipped_model_output"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected True or False")
@@ -132,7 +144,9 @@ class RePaintSchedulerConfig:
         try:
             betas = np.asarray(trained_betas, np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"trained_betas is {trained_betas!r}, expected a sequence of numbers") from None
+            raise TypeError(
+                f"trained_betas is {described(trained_betas)}, expected a sequence of numbers"
+            ) from None
         if betas.shape != (self.num_train_timesteps,):
             raise ValueError(
                 f"trained_betas has shape {betas.shape}, expected one beta for each of "
@@ -191,7 +205,7 @@ class RePaintSchedulerConfig:
         try:
             levels = np.asarray(sigmas, np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"sigmas is {sigmas!r}, expected a sequence of numbers") from None
+            raise TypeError(f"sigmas is {described(sigmas)}, expected a sequence of numbers") from None
         if levels.ndim != 1 or not levels.size:
             raise ValueError(f"sigmas has shape {levels.shape}, expected a vector of noise levels")
         rises = np.diff(levels, prepend=0.0) > 0
@@ -200,8 +214,18 @@ class RePaintSchedulerConfig:
             raise ValueError(
                 f"sigmas[{index}] is {levels[index]:g}{before}, expected positive noise levels that rise"
             )
-        betas = tuple(noise_levels.betas_of_sigmas(levels).tolist())
-        choices = {"num_train_timesteps": len(betas), "trained_betas": betas, "prediction_type": "sample"}
+        with np.errstate(over="ignore", invalid="ignore"):
+            betas = noise_levels.betas_of_sigmas(levels)
+        for index in np.flatnonzero(~((betas > 0) & (betas < 1)))[:1]:
+            raise ValueError(
+                f"sigmas[{index}] is {levels[index]:g}, expected noise levels that float64 can tell from "
+                "each other, from no noise and from noise alone"
+            )
+        choices = {
+            "num_train_timesteps": len(betas),
+            "trained_betas": tuple(betas.tolist()),
+            "prediction_type": "sample",
+        }
         return cls(**{**choices, **overrides})
 
     @classmethod
@@ -224,15 +248,15 @@ class RePaintSchedulerConfig:
 
         Raises:
             ValueError: a number is outside its range.
+            TypeError: it is no number.
         """
         count = check_int("num_train_timesteps", num_train_timesteps, 1)
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                f"sigma_min is {sigma_min} and sigma_max is {sigma_max}, expected rising positive numbers"
-            )
-        if not 0 < rho < math.inf:
-            raise ValueError(f"rho is {rho}, expected a positive number")
-        return cls.from_sigmas(noise_levels.karras_sigmas(sigma_min, sigma_max, rho, count), **overrides)
+        low, high = check_sigma_range(sigma_min, sigma_max)
+        rho = check_positive("rho", rho)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            levels = noise_levels.karras_sigmas(np.float64(low), np.float64(high), rho, count)
+        _check_rising("rho", rho, levels)
+        return cls.from_sigmas(levels, **overrides)
 
     @classmethod
     def flow(cls, num_train_timesteps: int = 1000, shift: float = 1.0, **overrides: Any) -> Self:
@@ -246,11 +270,14 @@ class RePaintSchedulerConfig:
 
         Raises:
             ValueError: a number is outside its range.
+            TypeError: it is no number.
         """
         count = check_int("num_train_timesteps", num_train_timesteps, 1)
-        if not 0 < shift < math.inf:
-            raise ValueError(f"shift is {shift}, expected a positive number")
-        return cls.from_sigmas(noise_levels.flow_sigmas(shift, count), **overrides)
+        shift = check_positive("shift", shift)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            levels = noise_levels.flow_sigmas(shift, count)
+        _check_rising("shift", shift, levels)
+        return cls.from_sigmas(levels, **overrides)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
@@ -261,17 +288,18 @@ class RePaintSchedulerConfig:
         Raises:
             ValueError: the scheduler has no betas, or has options that are not supported. The message names
                 the class or the option.
+            TypeError: config is no dict, or an option has the wrong type.
         """
+        check_mapping("config", config)
         config = {name: value for name, value in config.items() if value is not None}
         class_name = config.get("_class_name", "RePaintScheduler")
-        if class_name in _REFUSED_CLASSES:
-            reason = _REFUSED_CLASSES[class_name]
-            raise ValueError(f"the scheduler's config is of a {class_name}, expected another: {reason}")
-        if class_name not in _SCHEDULERS_WITH_BETAS and "beta_schedule" not in config:
-            raise ValueError(
-                f"the scheduler's config is of a {class_name}, expected a scheduler with betas such as "
-                "RePaintScheduler, DDPMScheduler or DDIMScheduler"
-            )
+        if not isinstance(class_name, str):
+            raise ValueError(f"_class_name is {class_name!r}, expected the name of a scheduler")
+        reason = _REFUSED_CLASSES.get(class_name)
+        has_betas = class_name in _SCHEDULERS_WITH_BETAS or "beta_schedule" in config
+        if reason is not None or not has_betas:
+            because = "" if reason is None else f"; {reason}"
+            raise ValueError(f"the scheduler's config is of a {class_name}, {_EXPECTED_CLASSES}{because}")
         for name, harmless in _HARMLESS_VALUES.items():
             if name in config and config[name] not in harmless:
                 expected = "false" if harmless == (False,) else repr(harmless[0])
@@ -280,8 +308,9 @@ class RePaintSchedulerConfig:
         known = {name: value for name, value in config.items() if name in names}
         if config.get("predict_epsilon") is False:  # in files older than prediction_type
             known.setdefault("prediction_type", "sample")
-        if known.get("variance_type") in _VARIANCE_ALIASES:
-            known["variance_type"] = _VARIANCE_ALIASES[known["variance_type"]]
+        variance_type = known.get("variance_type")
+        if isinstance(variance_type, str):
+            known["variance_type"] = _VARIANCE_ALIASES.get(variance_type, variance_type)
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -308,16 +337,32 @@ class RePaintSchedulerConfig:
             token: access token for a private or gated repository; None means the stored one.
             cache_dir: folder for downloads; None means the one of huggingface_hub.
         """
-        name = CONFIG_NAME if subfolder is None else (Path(subfolder) / CONFIG_NAME).as_posix()
+        name = str(PurePosixPath(inner_path(subfolder)) / CONFIG_NAME)
         folder = local_folder(path_or_repo, [name], Hub(revision, token, cache_dir))
         return read_config(folder / name, cls.from_dict)
 
     def save_pretrained(self, folder: StrPath) -> None:
         """Write `scheduler_config.json` into a folder, and create the folder if it is missing."""
-        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
+        write_json(checked_path("folder", folder) / CONFIG_NAME, self.to_dict())
 
 
-def _as_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    return float(value)
+def check_config(config: object) -> None:
+    """Raise if a value is no `RePaintSchedulerConfig`."""
+    if not isinstance(config, RePaintSchedulerConfig):
+        raise TypeError(f"config is {described(config)}, expected a RePaintSchedulerConfig")
+
+
+def check_sigma_range(sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
+    """Return the smallest and the largest noise level as floats, or raise if they do not rise."""
+    low, high = check_positive("sigma_min", sigma_min), check_positive("sigma_max", sigma_max)
+    if not low < high:
+        raise ValueError(
+            f"sigma_min is {sigma_min} and sigma_max is {sigma_max}, expected rising positive numbers"
+        )
+    return low, high
+
+
+def _check_rising(name: str, value: float, levels: NDArray[np.float64]) -> None:
+    """Raise if a parameter is so extreme that the noise levels made with it do not rise in float64."""
+    if not (np.isfinite(levels).all() and (np.diff(levels, prepend=0.0) > 0).all()):
+        raise ValueError(f"{name} is {value}, expected a number that gives rising noise levels in float64")

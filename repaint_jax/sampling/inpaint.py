@@ -6,19 +6,30 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from repaint_jax.sampling.carry_types import with_type_of_output
+from repaint_jax.sampling.chain_start import (
+    check_initial_sample,
+    first_sample,
+    known_to_chain,
+    noise_of_chain,
+)
 from repaint_jax.sampling.checks import (
     check_callable,
     check_floating,
     check_image_and_mask,
     check_int,
     check_like_image,
+    checked_calls,
 )
-from repaint_jax.sampling.keys import gaussian, is_key_vector, working_dtype
+from repaint_jax.sampling.keys import is_key_vector, working_dtype
+from repaint_jax.sampling.noisy_pixels import Observation, checked_noise
 from repaint_jax.sampling.progress import report, with_progress
-from repaint_jax.sampling.scheduler import RePaintSchedulerState, schedule_of, without_missing
+from repaint_jax.sampling.scheduler import (
+    RePaintSchedulerState,
+    schedule_of,
+    without_missing,
+)
 
 ModelFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -33,6 +44,7 @@ def inpaint(
     key: jax.Array,
     *,
     initial_sample: jax.Array | None = None,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: None = None,
     progress: Callable[[int], None] | None = None,
 ) -> jax.Array: ...
@@ -48,6 +60,7 @@ def inpaint(
     key: jax.Array,
     *,
     initial_sample: jax.Array | None = None,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: Sequence[int],
     progress: Callable[[int], None] | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -62,6 +75,7 @@ def inpaint(
     key: jax.Array,
     *,
     initial_sample: jax.Array | None = None,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -77,21 +91,28 @@ def inpaint(
             image's shape and dtype, and the timestep is an int32 scalar.
         params: the model's parameters, any pytree.
         original_image: the image to inpaint, [..., H, W, C] or any shape, floating, in [-1, 1]. Where the
-            mask is 0 its values do not matter; they may be NaN or infinite.
+            mask is 0 its values do not matter and may be NaN or infinite, unless state has a strength below
+            1.
         mask: 1 keeps a pixel, 0 inpaints it, and values between 0 and 1 blend. Floating, of the image's
             rank; each axis is equal to the image's or 1.
         key: a key, or a vector of B keys. With a vector the leading axis is a batch, and image i depends
             on key[i] alone. With JAX's "rbg" keys it depends on the whole vector, because JAX draws the
             numbers of a batch from its first key.
-        initial_sample: the sample to start from, of the image's shape; None means standard Gaussian noise.
+        initial_sample: the sample to start from, of the image's shape; None means standard Gaussian noise,
+            or the noised image if state has a strength below 1.
+        observation_noise: standard deviation c of the noise in the known pixels of original_image, in the
+            image's units: a number, or a floating array of the image's rank with each axis equal or 1.
+            Where it is above 0, a known pixel y = x0 + c n, with a standard Gaussian n, does not come
+            back as it is. At infinitely many calls the result is a draw of x0 given all y.
         preview_calls: model calls, in 0..num_model_calls-1, whose `pred_original_sample` to return.
         progress: a function that is called on the host as `progress(calls_done)` after each model call.
             With it, `inpaint` returns when the chain is done. It may be a new function for each call.
 
     Returns:
-        The inpainted image, of the original image's shape and dtype. Its known pixels are those of the
-        original bit for bit, unless known_region is "before_model" in a schedule of `set_timesteps`. With
-        preview_calls, a pair of the image and the previews [len(preview_calls), *image shape].
+        The inpainted image, of the original image's shape and dtype. Its known pixels without noise are
+        those of the original bit for bit, unless known_region is "before_model" in a schedule of
+        `set_timesteps`. With preview_calls, a pair of the image and the previews [len(preview_calls),
+        *image shape].
 
     Raises:
         ValueError: the state has no schedule, or a shape, a rank or a value is wrong. Values on the device
@@ -108,10 +129,10 @@ def inpaint(
     schedule_of(state)
     _check_arguments(model_fn, original_image, mask, key, progress)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    calls = _checked_preview_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
-    if initial_sample is not None:
-        check_like_image("initial_sample", initial_sample, original_image)
-    run = partial(_run_chain, state, model_fn, params, original_image, mask, key, initial_sample, calls)
+    calls = checked_calls(preview_calls, "num_model_calls", state.num_model_calls or 0)
+    check_initial_sample(state, initial_sample, original_image)
+    known = Observation(original_image, mask, checked_noise(observation_noise, original_image))
+    run = partial(_run_chain, state, model_fn, params, known, key, initial_sample, calls)
     image, previews = with_progress(run, progress)
     return image if preview_calls is None else (image, previews)
 
@@ -149,11 +170,11 @@ def start_chain(
     schedule = schedule_of(state)
     is_key_vector(key)
     check_floating("original_image", original_image)
-    if initial_sample is not None:
-        check_like_image("initial_sample", initial_sample, original_image)
-    dtype, shape = working_dtype(jnp.result_type(original_image)), jnp.shape(original_image)
-    start = _noise_of(key, 0, shape, dtype) if initial_sample is None else initial_sample
-    sample = jnp.asarray(start, dtype)
+    check_initial_sample(state, initial_sample, original_image)
+    dtype = working_dtype(jnp.result_type(original_image))
+    if initial_sample is None:
+        initial_sample = first_sample(state, jnp.asarray(original_image, dtype), key)
+    sample = jnp.asarray(initial_sample, dtype)
     return ChainCarry(sample, schedule.first_memory(sample), jnp.int32(0))
 
 
@@ -168,6 +189,7 @@ def continue_chain(
     carry: ChainCarry,
     num_calls: int,
     *,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ChainCarry: ...
@@ -184,6 +206,7 @@ def continue_chain(
     carry: ChainCarry,
     num_calls: int,
     *,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: Sequence[int],
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ChainCarry, jax.Array]: ...
@@ -199,6 +222,7 @@ def continue_chain(
     carry: ChainCarry,
     num_calls: int,
     *,
+    observation_noise: jax.Array | float = 0.0,
     preview_calls: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ChainCarry | tuple[ChainCarry, jax.Array]:
@@ -218,6 +242,7 @@ def continue_chain(
         key: see `inpaint`.
         carry: the carry from `start_chain` or from the previous stretch.
         num_calls: number of model calls to run. Each new number compiles again.
+        observation_noise: see `inpaint`. It must be the same in all stretches, as the arguments are.
         preview_calls: calls of this stretch, in 0..num_calls-1, whose `pred_original_sample` to return.
         progress: a function that is called on the host as `progress(calls_done)` after each model call.
 
@@ -255,9 +280,10 @@ def continue_chain(
             f"num_calls is {num_calls}, expected at most the {left} that are left of "
             f"{state.num_model_calls}"
         )
-    calls = _checked_preview_calls(preview_calls, "num_calls", num_calls)
+    calls = checked_calls(preview_calls, "num_calls", num_calls)
     original_image, mask = jnp.asarray(original_image), jnp.asarray(mask)
-    run = partial(_run_calls, state, model_fn, params, original_image, mask, key, carry, num_calls, calls)
+    known = Observation(original_image, mask, checked_noise(observation_noise, original_image))
+    run = partial(_run_calls, state, model_fn, params, known, key, carry, num_calls, calls)
     carry, previews = with_progress(run, progress)
     return carry if preview_calls is None else (carry, previews)
 
@@ -269,22 +295,6 @@ def _check_memory(memory: Any, expected: Any) -> None:
         raise ValueError(f"carry belongs to a chain of {made_by}, and state to one of {expected.made_by}")
     for name, array, like in zip(expected._fields, memory, expected, strict=True):
         check_like_image(f"carry.{name}", array, like)
-
-
-def _checked_preview_calls(
-    preview_calls: Sequence[int] | None, bound: str, num_calls: int
-) -> tuple[int, ...]:
-    if not isinstance(preview_calls, Sequence | np.ndarray | None):
-        raise TypeError(f"preview_calls is {preview_calls!r}, expected a sequence of integers")
-    calls = tuple(
-        check_int("preview_calls", call, 0) for call in (() if preview_calls is None else preview_calls)
-    )
-    if len(set(calls)) != len(calls):
-        raise ValueError(f"preview_calls is {calls}, expected each call once")
-    for call in calls:
-        if call >= num_calls:
-            raise ValueError(f"preview_calls has {call}, expected calls below {bound}={num_calls}")
-    return calls
 
 
 def _check_arguments(
@@ -301,28 +311,22 @@ def _check_arguments(
     check_image_and_mask(original_image, mask)
 
 
-def _noise_of(key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draw the chain's noise number `index`: 0 is the start, and i + 1 belongs to model call i."""
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if is_key_vector(key) else jax.random.fold_in
-    return gaussian(fold_in(key, index), shape, dtype)
-
-
 @partial(jax.jit, static_argnames=("model_fn", "preview_calls"))
 def _run_chain(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
     params: Any,
-    original_image: jax.Array,
-    mask: jax.Array,
+    known: Observation,
     key: jax.Array,
     initial_sample: jax.Array | None,
     preview_calls: tuple[int, ...],
     progress_number: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    arguments = state, model_fn, params, original_image, mask, key
-    carry = start_chain(state, original_image, key, initial_sample=initial_sample)
-    carry, previews = _run_calls(*arguments, carry, state.num_model_calls, preview_calls, progress_number)
-    return carry.sample.astype(original_image.dtype), previews
+    carry = start_chain(state, known.image, key, initial_sample=initial_sample)
+    carry, previews = _run_calls(
+        state, model_fn, params, known, key, carry, state.num_model_calls, preview_calls, progress_number
+    )
+    return carry.sample.astype(known.image.dtype), previews
 
 
 @partial(jax.jit, static_argnames=("model_fn", "num_calls", "preview_calls"))
@@ -330,8 +334,7 @@ def _run_calls(
     state: RePaintSchedulerState,
     model_fn: ModelFn,
     params: Any,
-    original_image: jax.Array,
-    mask: jax.Array,
+    known: Observation,
     key: jax.Array,
     carry: ChainCarry,
     num_calls: int,
@@ -339,10 +342,11 @@ def _run_calls(
     progress_number: jax.Array | None,
 ) -> tuple[ChainCarry, jax.Array]:
     # The chain is computed in float32 or wider. The model gets the image's own dtype.
-    image_dtype, dtype = original_image.dtype, carry.sample.dtype
-    original_image = without_missing(original_image, mask)
+    image_dtype, dtype = known.image.dtype, carry.sample.dtype
     config, schedule = state.config, schedule_of(state)
     rows = schedule.rows()
+    original_image, mask, observation_noise = known_to_chain(state, known, key, dtype)
+    original_image = without_missing(original_image, mask)
     num_model_calls = len(rows.timestep)
     # slots[i] is the index at which the preview of the stretch's call i is stored. Calls without a preview
     # have an index past the end, at which nothing is written.
@@ -360,9 +364,9 @@ def _run_calls(
         sample, memory, previews = carry
         (index, row), slot = call
         model_output = model_fn(params, sample.astype(image_dtype), row.timestep)
-        z = _noise_of(key, index + 1, sample.shape, dtype)
+        z = noise_of_chain(key, index + 1, sample.shape, dtype)
         sample, memory, x0 = schedule.transition(
-            config, row, model_output, sample, memory, original_image, mask, z
+            config, row, model_output, sample, memory, original_image, mask, z, observation_noise
         )
         if preview_calls:
             previews = previews.at[slot].set(x0.astype(image_dtype), mode="drop")
@@ -377,6 +381,8 @@ def _run_calls(
     calls_done = carry.calls_done + num_calls
     if schedule.keeps_known_pixels(config):
         # Copy them bit for bit: arithmetic loses the sign of zeros, and subnormal numbers.
-        known = (calls_done == num_model_calls) & (mask == 1)
-        sample = jnp.where(known, original_image.astype(dtype), sample)
+        exact = (calls_done == num_model_calls) & (mask == 1)
+        if observation_noise is not None:
+            exact &= observation_noise == 0
+        sample = jnp.where(exact, original_image.astype(dtype), sample)
     return ChainCarry(sample, memory, calls_done), previews

@@ -58,9 +58,18 @@ def is_key_vector(key: jax.Array) -> bool:
     ndim = key.ndim if typed else key.ndim - 1
     if not typed and key.dtype != np.uint32:
         raise TypeError(f"key has dtype {key.dtype}, expected a key such as jax.random.key(0)")
+    if not typed and key.ndim and key.shape[-1:] != _raw_shape():
+        raise ValueError(
+            f"key has shape {key.shape} and dtype uint32, expected a key such as jax.random.key(0)"
+        )
     if ndim not in (0, 1):
         raise ValueError(f"key has shape {key.shape}, expected a single key or a vector of keys")
     return ndim == 1
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """Return the shape of an old-style key, which is of JAX's default kind."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def sample_keys(key: jax.Array, num_images: int, num_samples: int) -> jax.Array:

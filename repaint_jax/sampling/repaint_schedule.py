@@ -24,6 +24,7 @@ from repaint_jax.sampling.repaint_transition import (
 from repaint_jax.sampling.scheduler import (
     RePaintSchedulerState,
     check_state,
+    levels_left,
     schedule_of,
     warn_of_signal,
     without_missing,
@@ -77,9 +78,12 @@ class ResamplingSchedule(NamedTuple):
         original_image: jax.Array,
         mask: jax.Array,
         z: jax.Array,
+        observation_noise: jax.Array | None,
     ) -> tuple[jax.Array, NoMemory, jax.Array]:
         """Take a reverse step and the jump that may follow it; see `Schedule.transition`."""
-        sample, x0 = reverse_transition(config, *row, model_output, sample, original_image, mask, z)
+        sample, x0 = reverse_transition(
+            config, *row, model_output, sample, original_image, mask, z, observation_noise
+        )
         return sample, memory, x0
 
     def keeps_known_pixels(self, config: RePaintSchedulerConfig) -> bool:
@@ -112,6 +116,7 @@ def set_timesteps(
     jump2_n_sample: int = 1,
     jump3_length: int = 1,
     jump3_n_sample: int = 1,
+    strength: float = 1.0,
 ) -> RePaintSchedulerState:
     """Add RePaint's schedule with time jumps to a state (section 4.2; figures 9 and 10).
 
@@ -128,14 +133,20 @@ def set_timesteps(
         jump2_n_sample: jump_n_sample of the jumps inside the jumps.
         jump3_length: jump_length of the jumps inside those.
         jump3_n_sample: jump_n_sample of the jumps inside those.
+        strength: the share of the noise levels that is used, in (0, 1], as in diffusers' image-to-image
+            pipelines: the cleanest int(strength T) of T. Below 1, `inpaint` does not start from noise, but
+            from the whole image at the noisiest of these levels, sqrt(abar) x + sqrt(1 - abar) z. So the
+            hole is filled from its content x_h. At infinitely many calls the result has the law of x0
+            given the known pixels and one noised content, x0_h + s n = x_h + s z with the s =
+            sqrt((1 - abar)/abar) of that level: it deviates by about s from the content.
 
     Returns:
         A new state. If only j and r are given, it has T + j (r - 1) len(range(0, T - j, j)) model calls.
 
     Raises:
-        TypeError: a number is not an integer.
-        ValueError: a number is outside its range. With undo="diffusers", T is clamped and jump lengths that
-            do not fit are ignored, as in diffusers.
+        TypeError: a number is not an integer, or strength is not a number.
+        ValueError: a number is outside its range, or strength leaves no level. With undo="diffusers", T is
+            clamped and jump lengths that do not fit are ignored, as in diffusers.
 
     Warns:
         UserWarning: the chain starts from pure noise at a timestep at which the model expects a visible
@@ -166,19 +177,22 @@ def set_timesteps(
                 f"num_train_timesteps={config.num_train_timesteps}"
             )
         num_inference_steps = config.num_train_timesteps
+    left = levels_left(strength, num_inference_steps, "num_inference_steps")
     for name, length, count in (
         ("jump_length", jump_length, jump_n_sample),
         ("jump2_length", jump2_length, jump2_n_sample),
         ("jump3_length", jump3_length, jump3_n_sample),
     ):
-        if count > 1 and length >= num_inference_steps and not legacy:
+        if count > 1 and length >= left and not legacy:
+            levels = f"num_inference_steps={num_inference_steps}"
+            if left < num_inference_steps:
+                levels = f"the {left} that strength={strength} leaves of {levels}"
             raise ValueError(
-                f"{name} is {length}, expected less than num_inference_steps="
-                f"{num_inference_steps}: no jump of that length fits"
+                f"{name} is {length}, expected less than {levels}: no jump of that length fits"
             )
 
     walk = jumps.resampling_walk(
-        num_inference_steps,
+        left,
         [
             (jump3_length, jump3_n_sample),
             (jump2_length, jump2_n_sample),
@@ -188,7 +202,7 @@ def set_timesteps(
         start_resampling,
     )
     ladder = noise_levels.ladder(config.timestep_spacing, config.num_train_timesteps, num_inference_steps)
-    if not legacy:
+    if not legacy and strength == 1:
         warn_of_signal(config, int(ladder[-1]))
     if config.jump_schedule == "paper":
         passed = np.array(jumps.paper_levels(walk))
@@ -210,6 +224,7 @@ def set_timesteps(
             call_levels=jnp.asarray(passed[calls], jnp.int32),
             jump_variances=jnp.asarray(0 - np.expm1(np.add.reduceat(log_kept, calls)), jnp.float32),
         ),
+        starts_from_image=strength < 1,
     )
 
 

@@ -12,6 +12,11 @@ k - 1, x the sample, m the mask, and z and z' standard Gaussians:
     x       = m known + (1 - m) unknown                                            line 8
 
 Line 5, as printed in the paper, scales the noise by 1 - p. The correct factor is the square root.
+
+A pixel that is known with noise c (`noisy_pixels`) is known at the levels whose s = sqrt((1 - p)/p) is at
+least c, with y in the place of x_original and the noise sqrt(s^2 - c^2) in that of s. Below c it takes the
+step of DDPM, with eta = 1: it starts from y, and would have no spread without fresh noise. Jumps take it up
+by the bridge.
 """
 
 from typing import NamedTuple
@@ -22,6 +27,7 @@ import numpy as np
 
 from repaint_jax.sampling import noise_levels
 from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.noisy_pixels import bridge_weight
 from repaint_jax.sampling.prediction import predict, split_model_output
 
 
@@ -50,6 +56,7 @@ def reverse_transition(
     original_image: jax.Array,
     mask: jax.Array,
     z: jax.Array,
+    observation_noise: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Take a reverse step and the jump that follows it, with one draw of Gaussian noise for both.
 
@@ -61,9 +68,9 @@ def reverse_transition(
     Returns:
         The sample after the jump, and pred_original_sample.
     """
-    row, jump_variance, sample, original_image, mask = jax.tree.map(
+    row, jump_variance, sample, original_image, mask, c = jax.tree.map(
         lambda array: jnp.asarray(array, z.dtype),
-        (row, jump_variance, sample, original_image, mask),
+        (row, jump_variance, sample, original_image, mask, observation_noise),
     )
     prediction, variance_fraction = split_model_output(config, model_output, sample)
     variance = _step_variance(config, row, variance_fraction)
@@ -71,9 +78,15 @@ def reverse_transition(
 
     # known_region="before_model" leaves out the known pixels in the last step only. No jump follows that.
     known_weight = mask * jnp.where(jump_variance > 0, 1, row.known_share)
-    mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * (
-        row.prev_signal * x0 + row.direction * eps
-    )
+    unknown = row.prev_signal * x0 + row.direction * eps
+    if c is not None:
+        # Step and jump differ for known and missing pixels, so they are made before the merge.
+        known, known_variance = _known_with_noise(row, jump_variance, sample, x0, original_image, c)
+        kept, unknown = 1 - jump_variance, jnp.sqrt(1 - jump_variance) * unknown
+        unknown_variance = kept * variance * (1 - known_weight) ** 2 + jump_variance * (1 - known_weight**2)
+        std = _safe_sqrt(known_weight**2 * known_variance + unknown_variance)
+        return known_weight * known + (1 - known_weight) * unknown + std * z, x0
+    mean = known_weight * row.prev_signal * original_image + (1 - known_weight) * unknown
     if config.undo == "diffusers":  # it uses one noise tensor for both parts
         known_std, unknown_std = jnp.sqrt(row.prev_noise_variance), _safe_sqrt(variance)
         step_variance = (known_weight * known_std + (1 - known_weight) * unknown_std) ** 2
@@ -81,6 +94,29 @@ def reverse_transition(
         step_variance = known_weight**2 * row.prev_noise_variance + (1 - known_weight) ** 2 * variance
     std = _safe_sqrt((1 - jump_variance) * step_variance + jump_variance)
     return jnp.sqrt(1 - jump_variance) * mean + std * z, x0
+
+
+def _known_with_noise(
+    row: LevelCoefficients,
+    jump_variance: jax.Array,
+    sample: jax.Array,
+    x0: jax.Array,
+    y: jax.Array,
+    c: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance of the pixels that are known with noise c, after the step and the jump."""
+    signal = jnp.sqrt(1 - jump_variance) * row.prev_signal  # after the jump
+    s2, prev_s2, c2 = (row.noise / row.signal) ** 2, row.prev_noise_variance / row.prev_signal**2, c**2
+    next_s2 = (1 - signal**2) / signal**2
+    t2, u2 = jnp.minimum(prev_s2, c2), jnp.minimum(s2, c2)  # squared levels of the pixel
+    # The step from u to t, the bridge from t to c, and fresh noise above c.
+    share = t2 / jnp.where(u2 > 0, u2, 1)
+    stepped = x0 + share * (jnp.where(s2 >= c2, y, sample / row.signal) - x0)
+    stepped = jnp.where(prev_s2 >= c2, y, stepped)
+    w = bridge_weight(t2, jnp.minimum(next_s2, c2), c2)
+    variance = (1 - w) ** 2 * t2 * (1 - share) + (1 - w) * (jnp.minimum(next_s2, c2) - t2)
+    variance = variance + jnp.maximum(next_s2 - c2, 0)
+    return signal * ((1 - w) * stepped + w * y), signal**2 * variance
 
 
 def level_coefficients(config: RePaintSchedulerConfig, ladder: np.ndarray) -> LevelCoefficients:

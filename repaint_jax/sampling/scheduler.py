@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from repaint_jax.sampling import noise_levels
-from repaint_jax.sampling.checks import check_floating
-from repaint_jax.sampling.config import RePaintSchedulerConfig
+from repaint_jax.sampling.checks import check_floating, check_strength
+from repaint_jax.sampling.config import RePaintSchedulerConfig, check_config
 from repaint_jax.sampling.keys import working_dtype
 
 # At the last timestep of training, abar is below 5e-5 (linear) or 5e-3 (scaled_linear). If a chain starts
@@ -58,6 +58,7 @@ class Schedule(Protocol):
         original_image: jax.Array,
         mask: jax.Array,
         z: jax.Array,
+        observation_noise: jax.Array | None,
     ) -> tuple[jax.Array, Any, jax.Array]:
         """Take the sample to the noise level of the next call.
 
@@ -70,6 +71,8 @@ class Schedule(Protocol):
             original_image: the image to inpaint.
             mask: 1 keeps a pixel, 0 inpaints it.
             z: standard Gaussian noise of the sample's shape.
+            observation_noise: standard deviation of the noise of known pixels, of a shape that broadcasts
+                to the sample's; None if they are exact.
 
         Returns:
             The sample, the memory for the next call, and pred_original_sample.
@@ -88,7 +91,7 @@ class Schedule(Protocol):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "timesteps", "schedule"],
-    meta_fields=["config", "num_inference_steps", "num_model_calls"],
+    meta_fields=["config", "num_inference_steps", "num_model_calls", "starts_from_image"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class RePaintSchedulerState:
@@ -108,6 +111,8 @@ class RePaintSchedulerState:
             that diffusers makes, with an entry for each step and undo step. With "paper" it has the levels
             of the sample, from the start to -1. For a budget it has an entry for each model call.
         schedule: the coefficients of the chain. None without a schedule.
+        starts_from_image: whether a chain starts from the noised image (strength below 1) and not from
+            noise (static).
     """
 
     config: RePaintSchedulerConfig
@@ -117,6 +122,7 @@ class RePaintSchedulerState:
     num_model_calls: int | None = None
     timesteps: jax.Array | None = None
     schedule: Schedule | None = None
+    starts_from_image: bool = False
 
     def __eq__(self, other: object) -> bool:
         """Compare settings and arrays, value by value."""
@@ -157,8 +163,7 @@ def create_state(config: RePaintSchedulerConfig | None = None) -> RePaintSchedul
     """
     if config is None:
         config = RePaintSchedulerConfig()
-    if not isinstance(config, RePaintSchedulerConfig):
-        raise TypeError(f"config is {config!r}, expected a RePaintSchedulerConfig")
+    check_config(config)
     abar = noise_levels.alphas_cumprod(config.betas)
     if abar[-1] < np.finfo(np.float32).tiny:
         raise ValueError(
@@ -264,6 +269,17 @@ def schedule_of(state: RePaintSchedulerState) -> Schedule:
     if state.schedule is None:
         raise ValueError("state has no schedule, expected one from set_timesteps")
     return state.schedule
+
+
+def levels_left(strength: float, num_levels: int, name: str) -> int:
+    """Return how many noise levels of a chain a strength leaves, from the cleanest on, as in diffusers."""
+    left = int(num_levels * check_strength(strength))
+    if left < 1:
+        raise ValueError(
+            f"strength is {strength}, expected at least 1/{num_levels}: it leaves none of the noise levels "
+            f"of {name}={num_levels}"
+        )
+    return left
 
 
 def without_missing(original_image: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from repaint_jax import RePaintPipeline
 from repaint_jax.cli.main import main
+from repaint_jax.models.pretrained import bundled_folder
+from repaint_jax.pictures.plots import HOLE_COLOUR
 
 QUICK = ("--steps", "3", "--jump-length", "1", "--jump-n-sample", "2")
 
@@ -141,6 +143,59 @@ def test_mask_may_be_a_box_and_inverted(model_folder, folder) -> None:
     assert inpaint(model_folder, folder, "--invert-mask", mask="box=2,0,8,8") == 0
     same = pixels(folder / "out.png") == pixels(folder / "image.png")
     assert same[:, 2:].all() and not same[:, :2].all()
+
+
+def test_the_hole_grows_and_the_result_fades(model_folder, folder) -> None:
+    original = pixels(folder / "image.png")
+    assert inpaint(model_folder, folder, "--grow-mask", "2", output="grown.png") == 0
+    options = ("--grow-mask", "1", "--feather", "1", "--preview", "how.png")
+    assert inpaint(model_folder, folder, *options) == 0
+    grown, soft = pixels(folder / "grown.png"), pixels(folder / "out.png")
+    np.testing.assert_array_equal(grown[:, :2], original[:, :2])
+    np.testing.assert_array_equal(soft[:, :2], original[:, :2])
+    np.testing.assert_array_equal(soft[:, 3:], grown[:, 3:])
+    np.testing.assert_allclose(soft[:, 2], (original[:, 2] + grown[:, 2].astype(float)) / 2, atol=1)
+    tile = 12 * 8
+    shown = pixels(folder / "how.png")[24 : 24 + tile, 6 : 6 + tile].reshape(8, 12, 8, 12, 3)[:, 0, :, 0]
+    assert (shown[:, 2:] == HOLE_COLOUR).all() and not (shown[:, :2] == HOLE_COLOUR).all(-1).any()
+
+
+def test_a_comparison_grows_the_hole_once(model_folder, folder) -> None:
+    words = ["inpaint", "image.png", "mask.png", "--model", model_folder, "--grow-mask", 1, "--feather", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for kind in (["--compare", 8, "-o", "grid.png"], ["--model-calls", 8, "-o", "one.png"]):
+            assert main(list(map(str, words + kind))) == 0
+    tile = pixels(folder / "grid.png")[24 : 24 + 96, -6 - 96 : -6]
+    np.testing.assert_array_equal(tile[::12, ::12, 0], pixels(folder / "one.png"))
+
+
+def test_the_canvas_is_enlarged_and_refused_as_any_picture_of_another_size(
+    model_folder, folder, capsys
+) -> None:
+    original = pixels(folder / "image.png")
+    Image.fromarray(original[:, :5]).save(folder / "image.png")
+    assert inpaint(model_folder, folder, mask="outpaint=1,0,2,0") == 0
+    np.testing.assert_array_equal(pixels(folder / "out.png")[:, 1:6], original[:, :5])
+    capsys.readouterr()
+    assert inpaint(model_folder, folder, mask="outpaint=1,0,3,0") == 2
+    assert "image has shape (8, 9, 1), expected the model's (8, 8, 1)" in only_line(capsys)
+    assert inpaint(model_folder, folder, "--resize", mask="outpaint=1,0,3,0") == 0
+    assert pixels(folder / "out.png").shape == (8, 8)
+
+
+def test_a_mask_may_be_the_red_or_the_transparent_part_of_a_picture(model_folder, folder) -> None:
+    original, known = pixels(folder / "image.png"), pixels(folder / "mask.png") == 255
+    assert inpaint(model_folder, folder, output="expected.png") == 0
+    red = np.where(known[..., None], original[..., None], np.uint8([255, 0, 0]))
+    Image.fromarray(red).save(folder / "red.png")
+    Image.fromarray(np.dstack([original, 255 * known.astype(np.uint8)])).save(folder / "erased.png")
+    for mask, options in (
+        ("red.png", ("--mask-colour", "#ff0000")),
+        ("alpha=erased.png", ("--keep-alpha",)),
+    ):
+        assert inpaint(model_folder, folder, *options, mask=mask) == 0
+        np.testing.assert_array_equal(pixels(folder / "out.png"), pixels(folder / "expected.png"))
 
 
 def transparent(folder: Path) -> np.ndarray:
@@ -298,6 +353,13 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--guidance-scale", "2"], "--guidance-scale is 2.0, but there is nothing to guide"),
         (["--preview", "missing/how.gif"], "--preview is missing/how.gif, but the folder missing does not"),
         (["--preview", "how.txt"], "--preview is how.txt, expected a picture's name"),
+        (
+            ["--grow-mask", "-4"],
+            "--grow-mask is -4, which leaves nothing of the hole, expected less shrinking",
+        ),
+        (["--feather", "-1"], "--feather is -1, expected an integer of at least 0"),
+        (["--mask-colour", "reed"], "--mask-colour is 'reed', expected an opaque colour"),
+        (["--mask-colour", "red"], "--mask-colour is red, which no pixel of the mask has"),
         (["--compare", "8"], "--compare is 8, expected it without --preview and without another schedule"),
     ],
 )
@@ -448,6 +510,14 @@ def test_damaged_model_is_refused(model_folder, folder, capsys, name: str, damag
     assert inpaint(folder / "damaged", folder) == 2
     assert expected in only_line(capsys)
     assert not (folder / "out.png").exists()
+
+
+def test_a_model_that_is_no_path_is_refused_by_its_option(folder, capsys) -> None:
+    pictures = str(bundled_folder() / "images")
+    train = ["train", pictures, "-o", str(folder / "run"), "--image-size", "8"]
+    for command, option in ((["schedule"], "--model"), (train, "--init-model")):
+        assert main([*command, option, ""]) == 2
+        assert only_line(capsys).startswith(f"repaint-jax {command[0]}: {option} is '', expected a folder")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from repaint_jax.cli.main import main
 from repaint_jax.folder.chains import ChainRunner
 from repaint_jax.folder.run import inpaint_folder
 from repaint_jax.models.guidance import Classifier
+from repaint_jax.pictures.plots import HOLE_COLOUR
 
 NUM_PICTURES = 7
 CALLS = 8
@@ -130,6 +131,18 @@ def test_pictures_of_any_size_are_filled_window_by_window_and_resumed(pipe, work
         run(pipe, work, "out", num_samples=2, checkpoint_every=3)
 
 
+def test_a_sheet_shows_pictures_of_any_size_with_their_holes_and_results(pipe, work):
+    Image.new("L", (70, 30), 90).save(work / "in" / "photo 1 ü.png")
+    Image.new("L", (70, 30), 0).save(work / "masks" / "photo 1 ü.png")
+    (work / "in" / "photo 5 ü.png").write_bytes(b"no picture")
+    run(pipe, work, "out", fit="crop", num_samples=2, sheet=work / "sheet.png")
+    sheet = np.asarray(Image.open(work / "sheet.png"))
+    rows = NUM_PICTURES - 1  # each has its hole and two results, of 160 pixels with a margin of 6
+    assert sheet.shape[0] == 24 + rows * 166
+    hole = sheet[24:184, -3 * 166 : -2 * 166]
+    assert (hole == HOLE_COLOUR).all(-1).mean() > 0.1
+
+
 def test_colour_profiles_stay_with_the_results(pipe, work):
     picture = work / "in" / "photo 1 ü.png"
     with Image.open(picture) as image:
@@ -196,6 +209,102 @@ def test_a_mask_whose_name_has_another_unicode_form_is_found(pipe, work):
     composed.rename(work / "masks" / unicodedata.normalize("NFD", composed.name))
     assert run(pipe, work, "out") == {}
     assert len(files_below(work / "out")) == NUM_PICTURES
+
+
+def test_holes_grow_and_results_fade_as_in_the_pipeline(pipe, work):
+    run(pipe, work, "grown", grow_mask=1)
+    run(pipe, work, "soft", feather=1, official_layout=True)
+    for name in files_below(work / "grown"):
+        hole = pixels(work / "masks" / name) == 0
+        larger = np.pad(hole, 1)
+        near = np.any([larger[i : i + 8, j : j + 8] for i in range(3) for j in range(3)], axis=0)
+        original, filling = pixels(work / "in" / name), pixels(work / "grown" / name)
+        np.testing.assert_array_equal(filling[~near], original[~near])
+        soft = pixels(work / "soft" / "inpainted" / name)
+        weights = np.where(hole, 0, np.where(near, 0.5, 1))
+        np.testing.assert_allclose(soft, weights * original + (1 - weights) * filling, atol=1)
+        np.testing.assert_array_equal(soft[~near], original[~near])
+        np.testing.assert_array_equal(pixels(work / "soft" / "gt_keep_mask" / name) == 0, near)
+    message = "holds results of other settings: grow_mask is 1 there and 2 here"
+    with pytest.raises(ValueError, match=message):
+        run(pipe, work, "grown", grow_mask=2)
+
+
+def inpaint_with(pipe, work: Path, masks: str, output: str, **options) -> dict[str, str]:
+    return inpaint_folder(pipe, work / "in", masks, work / output, **SETTINGS, **options)
+
+
+def test_a_mask_may_be_described_for_every_picture(pipe, work):
+    names = [path.relative_to(work / "in").as_posix() for path in (work / "in").rglob("*.png")]
+    for words, known in (("half", np.s_[:, :4]), ("box=0,0,8,2", np.s_[2:])):
+        assert inpaint_with(pipe, work, words, words) == {}
+        for name in names:
+            result, original = pixels(work / words / name), pixels(work / "in" / name)
+            np.testing.assert_array_equal(result[known], original[known])
+            assert (result != original).any()
+    assert json.loads((work / "half" / "repaint.json").read_text())["settings"]["masks"] == "half"
+
+
+def test_a_random_mask_is_another_one_for_each_picture_and_the_same_in_each_run(pipe, work):
+    for output, batch_size in (("out", 2), ("again", 3)):
+        inpaint_folder(
+            pipe,
+            work / "in",
+            "wide",
+            work / output,
+            schedule=SETTINGS["schedule"],
+            batch_size=batch_size,
+            official_layout=True,
+        )
+    masks_of_runs = [files_below(work / output / "gt_keep_mask") for output in ("out", "again")]
+    assert masks_of_runs[0] == masks_of_runs[1]
+    assert len(set(masks_of_runs[0].values())) > NUM_PICTURES // 2
+
+
+def test_pictures_are_outpainted(pipe, work):
+    for path in (work / "in").rglob("*.png"):
+        Image.open(path).crop((0, 0, 5, 8)).save(path)
+    assert inpaint_with(pipe, work, "outpaint=1,0,2,0", "out", feather=1) == {}
+    for name in files_below(work / "out"):
+        result, original = pixels(work / "out" / name), pixels(work / "in" / name)
+        np.testing.assert_array_equal(result[:, 2:5], original[:, 1:4], "but for the columns that fade")
+        assert result.shape == (8, 8)
+
+
+def test_masks_may_be_transparent_painted_coloured_and_inverted(pipe, work, unbroken):
+    for name in files_below(work / "masks"):
+        known, original = pixels(work / "masks" / name), pixels(work / "in" / name)
+        colours = np.stack([np.where(known, original, 255), *[np.where(known, original, 0)] * 2], -1)
+        inverse = np.where(known, 0, 255).astype(np.uint8)
+        for kind, picture in (
+            ("erased", np.dstack([original, known])),
+            ("red", colours),
+            ("inverse", inverse),
+        ):
+            (work / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(work / kind / name)
+    for number, (words, options) in enumerate(
+        (
+            (f"alpha={work / 'erased'}", {}),
+            (f"painted={work / 'red'}", {}),
+            (str(work / "red"), {"mask_colour": "red"}),
+            (work / "inverse", {"invert_mask": True}),
+        )
+    ):
+        failures = inpaint_with(pipe, work, words, f"{number}", **options)
+        assert failures == {}
+        assert files_below(work / f"{number}") == unbroken
+    with pytest.raises(
+        ValueError, match="other settings: mask_colour is '#ff0000' there and '#0000ff' here"
+    ):
+        inpaint_with(pipe, work, str(work / "red"), "2", mask_colour="blue")
+
+
+def test_a_folder_of_the_name_of_a_mask_is_a_folder(pipe, work, unbroken, monkeypatch):
+    monkeypatch.chdir(work)
+    (work / "masks").rename(work / "half")
+    assert inpaint_with(pipe, work, "half", "out") == {}
+    assert files_below(work / "out") == unbroken
 
 
 def test_pictures_are_resized_with_their_masks_on_request(pipe, work):
@@ -265,11 +374,11 @@ def test_a_chain_resumes_where_it_was_saved(pipe, work, unbroken, monkeypatch):
 
 
 def interrupted_after(calls: list[int], stretches: int):
-    def continue_chain(*arguments):
+    def continue_chain(*arguments, **options):
         if len(calls) == stretches:
             raise KeyboardInterrupt
         calls.append(arguments[-1])
-        return rp.continue_chain(*arguments)
+        return rp.continue_chain(*arguments, **options)
 
     return continue_chain
 
@@ -556,6 +665,8 @@ def test_a_second_run_with_other_settings_is_refused(pipe, work):
         ),
         ({"schedule": {"num_model_calls": 7}}, "num_model_calls is 7, expected an integer of at least 8"),
         ({"class_label": 1}, "class_labels is .*, but the model is not class-conditional"),
+        ({"feather": -1}, "feather is -1, expected an integer of at least 0"),
+        ({"mask_colour": "reed"}, "mask_colour is 'reed', expected an opaque colour"),
     ],
 )
 def test_what_is_refused_before_anything_is_computed(pipe, work, changed, message):
@@ -568,6 +679,25 @@ def test_what_is_refused_before_anything_is_computed(pipe, work, changed, messag
     with pytest.raises(ValueError, match=message):
         inpaint_folder(pipe, *folders.values(), **changed)
     assert [*work.rglob("*")] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ("outpaint=1,2,3", {}, "mask is outpaint=1,2,3, expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=0,0,0,0", {}, "left, top, right, bottom are 0, expected at least one of them above 0"),
+        ("outpaint=1,1,1,1", {"invert_mask": True}, "invert_mask is True and mask is outpaint=1,1,1,1"),
+        ("half", {"mask_colour": "red"}, "mask_colour is red and mask is half, expected a picture"),
+        ("painted=nowhere", {}, "masks is painted=nowhere, which is neither a picture nor a folder"),
+        ("halves", {}, "masks is halves, which is neither a picture nor a folder"),
+    ],
+)
+def test_descriptions_of_masks_that_are_refused_before_anything_is_computed(
+    pipe, work, words, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        inpaint_with(pipe, work, words, "out", **options)
+    assert not (work / "out").exists()
 
 
 FOLDERS = {"images": "in", "masks": "masks", "output": "out"}

@@ -17,7 +17,7 @@ from flax import nnx
 from golden import replay, weights
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from repaint_jax.models import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
+from repaint_jax.models import AutoencoderKL, AutoencoderKLConfig, UNet2D, VQModel, VQModelConfig
 from repaint_jax.models.blocks import GroupNorm
 from repaint_jax.models.checkpoints import load_module
 from repaint_jax.models.tiling import in_windows
@@ -168,6 +168,7 @@ def test_results_have_the_sharding_of_their_batch_on_a_mesh_with_explicit_axes(k
             assert traced.sharding.spec[0] == "batch"
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(vq) -> None:
     images = images_of(1, 4, 4, 3)
     graphdef, params = nnx.split(vq)
@@ -248,6 +249,7 @@ def test_windows_of_a_pixelwise_function_give_the_whole(window: int, height: int
     np.testing.assert_allclose(in_windows(function, jnp.asarray(x), window, 2, 3), whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tiles_of_convolutions_alone_are_the_whole_away_from_seams(random_unet, monkeypatch) -> None:
     monkeypatch.setattr(GroupNorm, "__call__", lambda self, x: x)  # norms see a whole window
     module = random_unet(dataclasses.replace(KL, mid_block_add_attention=False), AutoencoderKL)
@@ -265,6 +267,7 @@ def test_a_picture_no_larger_than_a_tile_is_not_cut() -> None:
     assert in_windows(lambda given: given if given is x else None, x, 4, 2, 1) is x
 
 
+@pytest.mark.slow
 def test_memory_of_tiles_does_not_grow_with_the_picture() -> None:
     convolutions = [nnx.Conv(width, 33 - width, (3, 3), rngs=nnx.Rngs(0)) for width in (1, 32)]
 
@@ -362,6 +365,28 @@ def test_arrays_and_tiles_that_do_not_fit_are_refused_in_one_sentence(kl, call, 
 def test_architecture_that_is_not_supported_is_refused_by_name(config, changes: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         type(config).from_dict(config.to_dict() | changes)
+
+
+@pytest.mark.parametrize("config", [KL, VQ], ids=lambda config: type(config).__name__)
+def test_lists_in_python_are_tuples(config) -> None:
+    lists = {name: list(value) for name, value in vars(config).items() if isinstance(value, tuple)}
+    assert lists.keys() >= {"block_out_channels", "down_block_types", "up_block_types"}
+    made = dataclasses.replace(config, **lists)
+    assert made == config and hash(made) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "expected"),
+    [
+        (AutoencoderKL, None, "config is None, expected a AutoencoderKLConfig"),
+        (VQModel, {"act_fn": "silu"}, "config is {'act_fn': 'silu'}, expected a VQModelConfig"),
+        (VQModel, KL, "config is a AutoencoderKLConfig, expected a VQModelConfig"),
+        (UNet2D, KL, "config is a AutoencoderKLConfig, expected a UNet2DConfig"),
+    ],
+)
+def test_networks_of_other_configs_are_refused(network, config, expected: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(expected)}$"):
+        network(config, rngs=nnx.Rngs(0))
 
 
 def test_options_that_are_off_are_ignored() -> None:

@@ -23,6 +23,7 @@ from repaint_jax.models import (
     load_autoencoder,
     load_unet2d,
     save_autoencoder,
+    save_unet2d,
 )
 
 KL = AutoencoderKLConfig(
@@ -155,6 +156,22 @@ def test_the_autoencoder_in_a_pipeline_s_folder_is_found(vq_folder) -> None:
         assert isinstance(load_autoencoder(folder, subfolder), VQModel)
     sentence = sentence_of(lambda: load_autoencoder(vq_folder.parent, "vae"))
     assert sentence.startswith(f"{vq_folder.parent / 'vae' / 'config.json'}")
+
+
+def test_what_is_no_autoencoder_is_not_saved(unet, kl, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    for module, described in (
+        (unet, "a UNet2D"),
+        (None, "a NoneType"),
+        ("kl", "'kl'"),
+        (VQModel, "the class"),
+    ):
+        sentence = sentence_of(lambda module=module: save_autoencoder(module, folder))
+        assert sentence.startswith(f"module is {described}")
+        assert sentence.endswith(", expected an AutoencoderKL or a VQModel")
+    sentence = sentence_of(lambda: save_unet2d(kl, folder))
+    assert sentence == "module is a AutoencoderKL, expected a UNet2D"
+    assert not folder.exists()
 
 
 def test_models_of_other_kinds_are_named(folder, vq_folder) -> None:

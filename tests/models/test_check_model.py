@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import repaint_jax as rp
+from repaint_jax.models.families import Flow
 from repaint_jax.models.pretrained import pictures_of_model
 from repaint_jax.pictures.images import image_to_array, open_image
 
@@ -84,6 +85,56 @@ def test_a_flow_of_another_convention_is_found():
     for model_fn in wrong.values():
         with pytest.raises(ValueError, match=r"model_fn predicts .*, sigma = .*, expected"):
             rp.check_model(model_fn, None, config, image, KEY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_fn": None}, "model_fn is a NoneType, expected a function"),
+        (
+            {"config": Flow()},
+            "config is Flow(num_train_timesteps=1000, shift=1.0), expected a RePaintSched",
+        ),
+        ({"config": None}, "config is None, expected a RePaintSchedulerConfig"),
+        ({"config": {"eta": 0}}, "config is {'eta': 0}, expected a RePaintSchedulerConfig"),
+        (
+            {"image": np.zeros((0, 8, 1), np.float32)},
+            "image has shape (0, 8, 1), expected at least one pix",
+        ),
+        (
+            {"image": np.float32([0, np.nan])},
+            "image has values that are not finite, expected a clean image",
+        ),
+        (
+            {"image": jnp.array([0, jnp.inf], jnp.bfloat16)},
+            "image has values that are not finite, expected",
+        ),
+        ({"image": np.zeros((8, 8, 1), np.uint8)}, "image has dtype uint8, expected a floating dtype"),
+        ({"image": [0.0]}, "image is a list, expected a floating array"),
+        ({"key": None}, "key is None, expected a key such as jax.random.key(0)"),
+        ({"key": 0}, "key is 0, expected a key such as jax.random.key(0)"),
+        ({"key": jnp.zeros(2)}, "key has dtype float32, expected a key such as jax.random.key(0)"),
+        (
+            {"key": np.zeros(5, np.uint32)},
+            "key has shape (5,) and dtype uint32, expected a key such as jax",
+        ),
+        ({"key": jax.random.split(KEY, 3)}, "key is a vector of 3 keys, expected a single key"),
+        (
+            {"model_fn": lambda params, sample, timestep: sample / 0},
+            "model_fn returns values that are not finite at timestep 0, sigma = 0.01, expected a finite ou",
+        ),
+        (
+            {"model_fn": lambda params, sample, timestep: sample[:3]},
+            "model_output has shape (3,), expected (64,)",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(changes, message):
+    arguments = {"model_fn": lambda params, sample, timestep: sample, "params": None, "key": KEY}
+    arguments |= {"config": rp.RePaintSchedulerConfig(), "image": ROUGH[1]}
+    with pytest.raises((TypeError, ValueError)) as error:
+        rp.check_model(**arguments | changes)
+    assert str(error.value).startswith(message) and len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.slow

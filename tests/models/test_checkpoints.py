@@ -36,6 +36,7 @@ from repaint_jax.models import (
     UNet2D,
     UNet2DClassifier,
     UNet2DConfig,
+    load_autoencoder,
     load_unet2d,
     save_unet2d,
 )
@@ -366,8 +367,8 @@ def test_missing_file_of_a_model_is_named(folder, name):
         ("empty", "empty has neither scheduler/scheduler_config.json nor scheduler_config.json"),
         ("unet", "unet has neither scheduler/scheduler_config.json nor scheduler_config.json"),
         ("nowhere", "nowhere is n"),  # neither a folder, nor reached on the hub
-        ("nowhere/at/all", "nowhere/at/all is n"),
-        ("no name of a repository", "no name of a repository is n"),
+        ("nowhere/at/all", "nowhere/at/all does not exist, expected a folder here, or a repository of the"),
+        ("no name of a repository", "no name of a repository does not exist, expected a folder here, or"),
         ("nowhere.pt", "nowhere.pt is not a file"),
         ("folder.pt", "folder.pt is not a file"),
         ("model_index.json", "model_index.json is a file, expected a model's folder or a .pt checkpoint"),
@@ -380,6 +381,47 @@ def test_path_that_is_no_model_is_refused(folder, monkeypatch, path, message):
     monkeypatch.chdir(folder)
     for given in (path, Path(path)):
         assert message in sentence_of(lambda given=given: rp.RePaintPipeline.from_pretrained(given))
+
+
+@pytest.mark.parametrize(
+    "path", ["/no/such", "./x", "../x", "a/b/c", "~/model", "-x", "C:\\model", "o/n@v1"]
+)
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(monkeypatch, path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for load in (rp.RePaintPipeline.from_pretrained, load_unet2d, load_autoencoder, load_classifier):
+        sentence = sentence_of(lambda load=load: load(path))
+        assert sentence == (
+            f"{path} does not exist, expected a folder here, or a repository of the Hugging Face hub "
+            "such as owner/name"
+        )
+
+
+@pytest.mark.parametrize("value", [None, 3, b"folder", "", ["folder"]])
+def test_what_is_no_path_is_refused_by_its_parameter(unet, value):
+    loads = {
+        "path_or_repo": (
+            *(rp.RePaintPipeline.from_pretrained, load_unet2d, load_autoencoder),
+            rp.RePaintSchedulerConfig.from_pretrained,
+        ),
+        "folder": (
+            *(lambda folder: save_unet2d(unet, folder), rp.RePaintSchedulerConfig().save_pretrained),
+            *(rp.RePaintPipeline.from_unet2d(unet, rp.RePaintSchedulerConfig()).save_pretrained,),
+            lambda folder: convert("model.pt", folder),
+        ),
+        "path": (load_classifier, UNet2DConfig.from_file),
+        "checkpoint": (lambda path: convert(path, "new"),),
+    }
+    if value not in (None, ""):
+        loads["subfolder"] = (lambda inner: load_unet2d("owner/name", inner),)
+    for name, functions in loads.items():
+        for function in functions:
+            sentence = sentence_of(lambda function=function: function(value))
+            assert sentence.startswith(f"{name} is {value!r}, expected a ")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    sentence = sentence_of(lambda: UNet2DConfig.from_file(tmp_path))
+    assert sentence == f"{tmp_path} is a folder, expected a JSON file"
 
 
 def test_torch_s_own_files_ask_for_torch_where_it_is_missing(folder, monkeypatch):

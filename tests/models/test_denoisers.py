@@ -319,6 +319,15 @@ def test_an_exact_classifier_makes_the_chain_that_of_the_conditional_model(famil
     [
         (lambda c: rp.flow_model_fn(abs, c.flow(), 2), ValueError, "data_at is 2, expected 0 or 1"),
         (lambda c: rp.edm_model_fn(abs, c.edm(), 0), ValueError, "sigma_data is 0, expected a positive"),
+        (lambda c: rp.edm_model_fn(abs, c.edm(), "1"), TypeError, "sigma_data is '1', expected a positive"),
+        (lambda c: rp.edm_model_fn(abs, c.edm(), True), TypeError, "sigma_data is True, expected a posit"),
+        (lambda c: rp.edm_model_fn(abs, c.edm(), np.nan), ValueError, "sigma_data is nan, expected a pos"),
+        (lambda c: rp.edm_model_fn(abs, c.edm(), np.ones(3)), TypeError, "sigma_data is an array of shape"),
+        (lambda c: rp.flow_model_fn(abs, c.flow(), True), TypeError, "data_at is True, expected 0 or 1"),
+        (lambda c: rp.flow_model_fn(abs, c.flow(), "0"), TypeError, "data_at is '0', expected 0 or 1"),
+        (lambda c: rp.flow_model_fn(abs, c.flow(), jnp.ones(2)), TypeError, "data_at is an array of shape"),
+        (lambda c: rp.score_model_fn(abs, c(), np.array(["ve", "vp"])), ValueError, "process is an array"),
+        (lambda c: rp.score_model_fn(abs, np.ones((9, 9))), TypeError, "config is an array of shape"),
         (lambda c: rp.denoiser_model_fn(None, c.edm()), TypeError, "denoiser is a NoneType, expected"),
         (lambda c: rp.score_model_fn(abs, "edm"), TypeError, "config is 'edm', expected a RePaint"),
         (lambda c: rp.denoiser_model_fn(abs, c()), ValueError, "prediction_type is 'epsilon', expected 's"),
@@ -330,10 +339,11 @@ def test_an_exact_classifier_makes_the_chain_that_of_the_conditional_model(famil
         (
             lambda c: rp.score_model_fn(abs, c.edm(), "sub-vp"),
             ValueError,
-            "process is 'sub-vp', expected 've' or 'vp'",
+            "process is 'sub-vp', expected one of ve, vp",
         ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         call(rp.RePaintSchedulerConfig)
+    assert len(str(raised.value).splitlines()) == 1

@@ -129,6 +129,7 @@ def test_network_gives_their_outputs_at_fractional_timesteps(case, small):
         assert replay.relative_difference(np.asarray(output), expected) < 2e-5
 
 
+@pytest.mark.slow
 def test_another_order_of_heads_and_another_noise_scale_give_other_pictures(small, monkeypatch):
     case, level = BY_NAME["unconditional"], 1
     output, expected = denoised(small["unconditional"][0], EDM(), case, level)
@@ -300,6 +301,7 @@ def test_attention_of_another_shape_is_named():
     assert sentence == f"teacher.pt: {name} has shape (64, 64, 3, 3), expected (64, 64)"
 
 
+@pytest.mark.slow
 def test_a_converted_teacher_loads_and_denoises_as_its_file(tmp_path: Path, monkeypatch):
     case = BY_NAME["unconditional"]
     for module in (guided_diffusion, pretrained):

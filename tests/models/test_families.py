@@ -1,5 +1,6 @@
 """Families of networks on continuous noise levels: the networks' calls, the loss's weights, the files."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_files import SCHEDULER, edit_json, sentence_of
+from model_files import SCHEDULER, WEIGHTS, edit_json, sentence_of
 from PIL import Image
 
 import repaint_jax as rp
@@ -21,7 +22,7 @@ from repaint_jax.models.families import (
     read_scheduler,
     write_scheduler,
 )
-from repaint_jax.models.pretrained import load_pretrained
+from repaint_jax.models.pretrained import load_pretrained, save_pretrained
 
 FAMILIES: list[Family] = [
     EDM(),
@@ -143,6 +144,60 @@ def test_what_is_not_supported_is_named(file, message, tmp_path: Path) -> None:
     assert sentence_of(lambda: read_scheduler(tmp_path)) == f"{path}: {message}"
 
 
+NUMBERS = {EDM: ("sigma_min", "sigma_max", "rho", "sigma_data"), Flow: ("shift",)}
+NUMBERS[ScoreVE] = ("sigma_min", "sigma_max")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in NUMBERS.items() for name in names]
+)
+def test_what_is_no_positive_number_in_a_file_is_named(family, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    for value in ("1", True, float("nan"), [1.0], {}):
+        path.write_text(json.dumps({"_class_name": family.class_name, name: value}))
+        expected = f"{path}: {name} is {value!r}, expected a positive number"
+        assert sentence_of(lambda: read_scheduler(tmp_path)) == expected
+        with pytest.raises((TypeError, ValueError), match=f"^{name} is .*, expected a positive number$"):
+            family(**{name: value})
+
+
+@pytest.mark.parametrize("family", NUMBERS)
+@pytest.mark.parametrize("value", [1.5, "9", 0, True, [9]])
+def test_a_number_of_levels_in_a_file_is_a_positive_integer(family, value, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": family.class_name, "num_train_timesteps": value}))
+    sentence = sentence_of(lambda: read_scheduler(tmp_path))
+    assert sentence.startswith(f"{path}: num_train_timesteps is {value!r}, expected an integer")
+
+
+def test_numbers_of_any_type_make_equal_families_of_equal_text() -> None:
+    one, other = EDM(sigma_max=80, sigma_data=np.float32(0.5)), EDM()
+    assert (one, repr(one), one.to_dict()) == (other, repr(other), other.to_dict())
+
+
+@pytest.mark.parametrize("class_name", ["FooScheduler", "LCMScheduler", "ScoreSdeVpScheduler"])
+def test_a_class_that_is_not_read_brings_those_that_are(class_name: str, tmp_path: Path) -> None:
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": class_name}))
+    sentence = sentence_of(lambda: read_scheduler(tmp_path))
+    assert f"the scheduler's config is of a {class_name}, expected a scheduler with betas" in sentence
+    families = [family.class_name for family in (EDM, Flow, ScoreVE)]
+    for name in ("RePaintScheduler", "DDPMScheduler", "DDIMScheduler", *families):
+        assert name in sentence
+    for family in families:
+        (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": family}))
+        assert f"or in a model's folder one of {', '.join(families)}" in sentence_of(
+            lambda: rp.RePaintSchedulerConfig.from_pretrained(tmp_path)
+        )
+
+
+@pytest.mark.parametrize("class_name", [["EDMEulerScheduler"], {}, 3])
+def test_a_class_name_that_is_no_text_is_refused(class_name, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": class_name}))
+    expected = f"{path}: _class_name is {class_name!r}, expected the name of a scheduler"
+    assert sentence_of(lambda: read_scheduler(tmp_path)) == expected
+
+
 @pytest.mark.parametrize("family", [EDM(noise_scale=250.0), Flow(), ScoreVE()], ids=repr)
 def test_a_pipeline_of_a_family_is_saved_and_loaded(
     family: Family, unet, image, mask, tmp_path: Path
@@ -166,6 +221,56 @@ def test_digests_tell_families_apart(unet) -> None:
 def test_a_folder_s_scheduler_may_be_changed_to_a_family_by_hand(folder: Path) -> None:
     edit_json(folder / SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler", shift=2.0)
     assert load_pretrained(folder).scheduler == Flow(shift=2.0)
+
+
+FOURIER = {"time_embedding_type": "fourier"}
+LEARNED = {"time_embedding_type": "learned", "num_train_timesteps": 9}
+NOT_POSITIVE = ": the network takes the logarithm of what it is told, which must be a positive number"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheduler", "message"),
+    [
+        (FOURIER, rp.RePaintSchedulerConfig(), f"not one with betas{NOT_POSITIVE}"),
+        (FOURIER, EDM(), f"not EDMEulerScheduler{NOT_POSITIVE}"),
+        (FOURIER, EDM(noise_scale=250.0), f"not ScaledEDMScheduler{NOT_POSITIVE}"),
+        (
+            LEARNED,
+            Flow(),
+            "not FlowMatchEulerDiscreteScheduler: the network has an embedding for each time",
+        ),
+        (LEARNED, rp.RePaintSchedulerConfig(), "is 9, expected at least the 1000 of the scheduler"),
+    ],
+)
+def test_a_time_embedding_that_cannot_take_the_levels_is_refused(
+    random_unet, unet_config, changes: dict, scheduler, message: str, tmp_path: Path
+) -> None:
+    unet = random_unet(dataclasses.replace(unet_config, **changes))
+    in_python = sentence_of(lambda: rp.RePaintPipeline.from_unet2d(unet, scheduler))
+    assert message in in_python
+    save_pretrained(tmp_path, unet, scheduler)
+    (tmp_path / "unet" / WEIGHTS).unlink()  # they are not read
+    sentence = sentence_of(lambda: rp.RePaintPipeline.from_pretrained(tmp_path))
+    assert sentence == f"{tmp_path / 'unet' / 'config.json'}: {in_python}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheduler"),
+    [
+        (FOURIER, ScoreVE(num_train_timesteps=50)),
+        (FOURIER, Flow(num_train_timesteps=50)),
+        (LEARNED, rp.RePaintSchedulerConfig(9, beta_start=0.3, beta_end=0.9)),
+        (LEARNED, rp.RePaintSchedulerConfig(8, beta_start=0.3, beta_end=0.9)),
+    ],
+)
+def test_a_time_embedding_that_takes_the_levels_has_a_finite_chain(
+    random_unet, unet_config, changes: dict, scheduler, image, mask
+) -> None:
+    pipe = rp.RePaintPipeline.from_unet2d(
+        random_unet(dataclasses.replace(unet_config, **changes)), scheduler
+    )
+    filled = pipe(image, mask, num_model_calls=8, key=jax.random.key(0), output_type="jax").images
+    assert np.isfinite(filled).all()
 
 
 @pytest.mark.slow
@@ -195,6 +300,23 @@ def test_train_writes_a_model_of_its_objective_that_the_commands_inpaint_with(
     # The same command with another objective does not go on with this run.
     other = {"edm": "flow", "flow": "edm"}[objective]
     assert main([*run, *options[:1], other, *options[2:], "--batch-size", "4", "--warmup-steps", "1"]) == 2
+
+
+@pytest.mark.parametrize("scheduler", [None, {}, "flow", EDM, rp.create_state()], ids=lambda one: type(one))
+def test_a_pipeline_of_no_scheduler_is_refused(unet, scheduler) -> None:
+    sentence = sentence_of(lambda: rp.RePaintPipeline.from_unet2d(unet, scheduler))
+    assert sentence.startswith("scheduler is ")
+    assert sentence.endswith(", expected a RePaintSchedulerConfig or one of models.families")
+
+
+def test_a_pipeline_of_no_network_is_refused(unet_config) -> None:
+    for unet, described in (
+        (None, "a NoneType"),
+        (unet_config, "a UNet2DConfig"),
+        ("bundled", "'bundled'"),
+    ):
+        sentence = sentence_of(lambda unet=unet: rp.RePaintPipeline.from_unet2d(unet, Flow()))
+        assert sentence == f"unet is {described}, expected a UNet2D"
 
 
 def test_config_of_a_config_is_itself() -> None:

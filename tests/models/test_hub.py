@@ -26,9 +26,7 @@ from model_files import (
 )
 
 import repaint_jax as rp
-from repaint_jax.models import (
-    load_unet2d,
-)
+from repaint_jax.models import load_autoencoder, load_unet2d
 from repaint_jax.models.pretrained import load_pretrained
 
 
@@ -200,6 +198,67 @@ def test_files_that_are_wanted_are_downloaded_once(server: HubServer, folder, un
     server.shutdown()
     server.server_close()
     assert_same_parameters(load_pretrained("owner/tiny")[0], unet, rtol=0)
+
+
+@pytest.fixture
+def stable_diffusion(folder: Path) -> Path:
+    """A repository with the layout of Stable Diffusion's, of which only the names of classes matter."""
+    edit_json(folder / "unet" / "config.json", _class_name="UNet2DConditionModel", cross_attention_dim=768)
+    shutil.copytree(folder / "unet", folder / "vae")
+    autoencoder = {"_class_name": "AutoencoderKL", "norm_num_groups": 1, "block_out_channels": [4]}
+    (folder / "vae" / "config.json").write_text(json.dumps(autoencoder))
+    return folder
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_stable_diffusion_is_refused_before_weights_are_fetched(
+    server: HubServer, stable_diffusion, indexed: bool
+):
+    edit_json(stable_diffusion / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    if not indexed:
+        (stable_diffusion / "model_index.json").unlink()
+    server.repositories["owner/sd"] = stable_diffusion
+    for load in (lambda: load_pretrained("owner/sd"), lambda: load_unet2d("owner/sd", "unet")):
+        sentence = sentence_of(load)
+        assert sentence.endswith(
+            "unet/config.json is of a UNet2DConditionModel, only UNet2DModel is supported"
+        )
+    assert server.downloads and all(name.endswith(".json") for name in server.downloads)
+
+
+def test_pipelines_with_other_parts_are_refused_before_weights_are_fetched(server, stable_diffusion):
+    edit_json(stable_diffusion / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
+    server.repositories["owner/sd"] = stable_diffusion
+    assert "with text_encoder; only pipelines of an" in sentence_of(lambda: load_pretrained("owner/sd"))
+    assert all(name.endswith(".json") for name in server.downloads)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("unet/config.json", {"layers_per_block": 0}, "layers_per_block is 0, expected"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier', exp"),
+        (SCHEDULER, {"_class_name": "LCMScheduler"}, "the scheduler's config is of a LCMScheduler"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "is of a AutoencoderTiny, expected"),
+        ("vae/config.json", {"norm_num_groups": 3}, "block_out_channels has 4, expected a multiple of"),
+    ],
+)
+def test_settings_that_are_not_supported_are_refused_before_weights_are_fetched(
+    server: HubServer, stable_diffusion, unet_config, name: str, changes: dict, message: str
+):
+    (stable_diffusion / "unet" / "config.json").write_text(json.dumps(unet_config.to_dict()))
+    edit_json(stable_diffusion / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    edit_json(stable_diffusion / name, **changes)
+    server.repositories["owner/latent"] = stable_diffusion
+    assert message in sentence_of(lambda: load_pretrained("owner/latent"))
+    assert all(name.endswith(".json") for name in server.downloads)
+
+
+def test_an_autoencoder_of_another_class_is_refused_before_weights_are_fetched(server: HubServer, folder):
+    server.repositories["owner/tiny"] = folder
+    sentence = sentence_of(lambda: load_autoencoder("owner/tiny", "unet"))
+    assert sentence.endswith("is of a UNet2DModel, expected AutoencoderKL or VQModel")
+    assert server.downloads == ["unet/config.json"]
 
 
 @pytest.mark.parametrize("subfolder", ["unet_ema", "checkpoint-500", "checkpoint-500/unet_ema"])

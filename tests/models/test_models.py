@@ -275,6 +275,14 @@ def test_architecture_that_is_not_supported_is_refused_by_name(unet_config, chan
         UNet2DConfig.from_dict(unet_config.to_dict() | changes)
 
 
+def test_lists_in_python_are_tuples(unet_config):
+    lists = {name: list(value) for name, value in vars(unet_config).items() if isinstance(value, tuple)}
+    assert lists.keys() >= {"block_out_channels", "down_block_types", "up_block_types"}
+    made = dataclasses.replace(unet_config, sample_size=[8, 8], **lists)
+    assert made == dataclasses.replace(unet_config, sample_size=(8, 8))
+    hash(made)
+
+
 @pytest.mark.parametrize("side", [7, 9])
 def test_sides_that_cannot_be_halved_are_refused_in_one_sentence(unet_config, side: int):
     config = dataclasses.replace(

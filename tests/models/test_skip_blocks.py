@@ -81,6 +81,7 @@ def test_a_noise_level_may_be_a_fraction_and_each_image_has_its_own(unet, sample
     assert np.linalg.norm(mixed[1]) < 1e-3 * np.linalg.norm(low[1])
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_output_is_that_of_float32_to_its_rounding(unet, sample, tmp_path: Path):
     save_unet2d(unet, tmp_path)
     levels = jnp.array([0.3, 40.0])

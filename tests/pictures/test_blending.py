@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from repaint_jax.pictures.blending import blend, continued
+from repaint_jax.pictures.blending import blend, continued, faded
 
 SHAPE = (12, 16, 2)
 IMAGE = np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(np.float32)
@@ -58,3 +58,16 @@ def test_a_filling_that_is_off_by_a_constant_is_corrected_at_the_rim_and_kept_in
     a = (2.25 - np.sqrt(2.25**2 - 4)) / 2
     np.testing.assert_allclose(inside[:8], 0.3 * (1 - a ** np.arange(1, 9)), atol=5e-3)
     np.testing.assert_allclose(inside[-1], 0.3, atol=5e-3)
+
+
+def test_a_filling_fades_into_the_images_by_their_weights() -> None:
+    filling = np.random.default_rng(1).uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
+    weights = np.random.default_rng(2).choice(np.float32([0, 0.25, 0.7, 1]), (2, 12, 16, 1))
+    images = np.stack([IMAGE, -IMAGE])
+    hidden = np.where(weights == 0, np.nan, images)
+    result = np.asarray(faded(filling, hidden, weights))
+    expected = weights.astype(np.float64) * images + (1 - weights.astype(np.float64)) * filling
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    for weight, source in ((0, filling), (1, images)):
+        chosen = np.broadcast_to(weights == weight, result.shape)
+        np.testing.assert_array_equal(result[chosen], source[chosen])

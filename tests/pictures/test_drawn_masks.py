@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from repaint_jax import masks
 from repaint_jax.models.pretrained import bundled_folder
-from repaint_jax.pictures.drawn_masks import painted, read_mask, transparent
+from repaint_jax.pictures.drawn_masks import check_hole, of_colour, painted, picture_and_mask
 from repaint_jax.pictures.images import open_image
 
 KEY = jax.random.key(0)
@@ -19,6 +19,13 @@ SIZE = (6, 4)  # width, height
 @pytest.fixture
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), np.uint8))
+
+
+def read_mask(words: str, picture: Image.Image, key: jax.Array, **options) -> Image.Image:
+    """Return a mask that does not enlarge its picture, and has a hole."""
+    _, mask = picture_and_mask(words, picture, key, **options)
+    check_hole(words, mask)
+    return mask
 
 
 def hole(mask: Image.Image) -> np.ndarray:
@@ -50,6 +57,52 @@ def test_what_was_painted_over_is_inpainted(picture, tmp_path: Path):
     assert np.argwhere(hole(mask)).tolist() == [[1, 1], [1, 2]]
 
 
+def test_what_is_transparent_in_another_picture_is_inpainted(picture, tmp_path: Path):
+    """As image editors save an erased part, and as OpenAI's image edits take masks."""
+    erased = Image.new("RGBA", SIZE, (0, 0, 0, 255))
+    erased.putpixel((3, 2), (255, 255, 255, 0))
+    erased.putpixel((0, 0), (255, 255, 255, 127))
+    erased.putpixel((1, 0), (255, 255, 255, 128))
+    erased.save(tmp_path / "erased.png")
+    mask = read_mask(f"alpha={tmp_path / 'erased.png'}", picture, KEY)
+    assert np.argwhere(np.asarray(mask) < 128).tolist() == [[0, 0], [2, 3]]
+    painted_layer = read_mask(f"alpha={tmp_path / 'erased.png'}", picture, KEY, invert=True)
+    np.testing.assert_array_equal(np.asarray(painted_layer) < 128, np.asarray(mask) >= 128)
+
+
+def test_a_canvas_is_enlarged_with_the_mask_of_what_is_new(picture):
+    larger, mask = picture_and_mask("outpaint=2,0,1,3", picture, KEY)
+    assert larger.size == mask.size == (9, 7)
+    np.testing.assert_array_equal(np.asarray(larger)[:4, 2:8], np.asarray(picture))
+    expected = np.zeros((7, 9), np.uint8)
+    expected[:4, 2:8] = 255
+    np.testing.assert_array_equal(np.asarray(mask), expected)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGB", "RGBA", "CMYK"])
+def test_a_mask_of_any_mode_is_black_and_white(picture, tmp_path: Path, mode: str):
+    black_and_white = Image.new("L", SIZE, 255)
+    black_and_white.putpixel((5, 3), 0)
+    path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
+    if mode == "P":  # indices that are no grey levels
+        palette = Image.fromarray((np.asarray(black_and_white) == 0).astype(np.uint8) + 7)
+        palette.putpalette([9] * 21 + [255] * 3 + [0] * 3)
+        palette.save(path)
+    else:
+        black_and_white.convert("RGB" if mode == "CMYK" else "L").convert(mode).save(path)
+    assert Image.open(path).mode == mode
+    assert np.argwhere(np.asarray(read_mask(str(path), picture, KEY)) < 128).tolist() == [[3, 5]]
+
+
+def test_a_mask_on_its_side_is_turned_with_its_orientation(picture, tmp_path: Path):
+    upright = Image.new("L", SIZE, 255)
+    upright.putpixel((5, 0), 0)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    assert np.argwhere(hole(read_mask(str(tmp_path / "turned.png"), picture, KEY))).tolist() == [[0, 5]]
+
+
 def test_a_file_is_taken_as_it_is_and_inverted_on_request(picture, tmp_path: Path):
     path = str(tmp_path / "mask.png")
     mask = Image.new("L", SIZE, 255)
@@ -72,7 +125,7 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
     ("words", "message"),
     [
         ("alpha", "mask is alpha, but the picture, of mode RGB, has no transparency"),
-        ("box", "box does not exist, expected a picture, alpha, box=LEFT,TOP,RIGHT,BOTTOM"),
+        ("box", "box does not exist, expected a picture, alpha, alpha=PATH, box=LEFT,TOP,RIGHT,BOTTOM"),
         ("box=1,2,3", "mask is box=1,2,3, expected box=LEFT,TOP,RIGHT,BOTTOM in pixels"),
         ("box=0,0,7,4", r"box is 0,0,7,4, expected left < right .* within the picture's 6 x 4 pixels"),
         ("box=3,0,3,4", "box is 3,0,3,4, expected left < right"),
@@ -80,6 +133,17 @@ def test_the_paper_s_masks_go_by_their_names(picture, name: str):
         ("painted=small.png", r"the painted picture is of size \(1, 1\), expected the picture's \(6, 4\)"),
         ("painted=nowhere.png", "nowhere.png does not exist"),
         ("halves", "halves does not exist"),
+        ("alpha=same.png", "mask is alpha=same.png, but the picture, of mode RGB, has no transparency"),
+        ("alpha=nowhere.png", "nowhere.png does not exist"),
+        ("outpaint", "outpaint does not exist, expected a picture"),
+        ("outpaint=1,2,3", "mask is outpaint=1,2,3, expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=1,2,3,x", "expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=1,2,3,-4", "expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=1,2,3,4.5", "expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=1,2,3,9999999999", "expected outpaint=LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ("outpaint=0,0,0,0", "left, top, right, bottom are 0, expected at least one of them above 0"),
+        ("outpaint=0,0,0,99999999", "outpaint makes a picture of 6 x 100000003 pixels, expected at most"),
+        ("deep.png", "deep.png has more than 8 bits per channel, expected 8"),
         ("erased.png", "mask has transparent pixels, expected black and white ones"),
         (
             "white.png",
@@ -93,6 +157,7 @@ def test_what_is_no_mask_is_refused(picture, tmp_path: Path, monkeypatch, words:
     Image.new("L", (1, 1)).save("small.png")
     Image.new("L", (6, 4), 255).save("white.png")
     Image.new("LA", (6, 4), (255, 0)).save("erased.png")
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save("deep.png")
     with pytest.raises(ValueError, match=message):
         read_mask(words, picture, KEY)
 
@@ -196,6 +261,91 @@ def test_a_picture_on_its_side_and_its_upright_copy_fit(photo):
     mask = painted(on_its_side, painted_copy(photo))
     np.testing.assert_array_equal(np.asarray(mask) == 0, in_box(photo))
     assert read_mask("half", on_its_side, KEY).size == photo.size
-    on_its_side.putalpha(9)
+    on_its_side.putalpha(9)  # nearly transparent
     on_its_side.info["exif"] = exif.tobytes()
-    assert transparent(on_its_side).size == photo.size
+    assert read_mask("alpha", on_its_side, KEY).size == photo.size
+
+
+# Masks that were saved with losses, and masks of a colour
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_a_black_and_white_mask_in_jpeg_has_no_fringes(photo, tmp_path: Path, quality: int):
+    clean = Image.new("L", photo.size, 255)
+    ImageDraw.Draw(clean).ellipse(BOX, 0)
+    clean.save(tmp_path / "mask.jpg", quality=quality)
+    assert len(np.unique(Image.open(tmp_path / "mask.jpg"))) > 2, "there are fringes in the file"
+    mask = read_mask(str(tmp_path / "mask.jpg"), photo, KEY)
+    np.testing.assert_array_equal(np.asarray(mask) < 128, np.asarray(clean) == 0)
+
+
+def with_paint(picture: Image.Image, colour: str) -> Image.Image:
+    copy = picture.convert("RGB")
+    ImageDraw.Draw(copy).rectangle(BOX, colour)
+    return copy
+
+
+@pytest.mark.parametrize("colour", ["red", "#ff00ff", "hsl(120, 100%, 50%)", (0, 0, 255)])
+def test_paint_of_a_colour_is_found_exactly_in_a_picture_without_losses(photo, tmp_path, colour):
+    with_paint(photo, colour).save(tmp_path / "mask.png")
+    mask = read_mask(str(tmp_path / "mask.png"), photo, KEY, colour=colour)
+    np.testing.assert_array_equal(np.asarray(mask) == 0, in_box(photo))
+    inverse = read_mask(str(tmp_path / "mask.png"), photo, KEY, colour=colour, invert=True)
+    np.testing.assert_array_equal(np.asarray(inverse) == 255, in_box(photo))
+
+
+def test_labels_of_similar_colours_are_told_apart():
+    labels = np.repeat(np.repeat(np.arange(16, dtype=np.uint8).reshape(4, 4), 8, 0), 8, 1)
+    palette = Image.fromarray(labels)
+    palette.putpalette([level for label in range(16) for level in (120 + 9 * (label % 4), 10 * label, 60)])
+    for label in (0, 6, 15):
+        mask = of_colour(palette, (120 + 9 * (label % 4), 10 * label, 60))
+        np.testing.assert_array_equal(np.asarray(mask) == 0, labels == label)
+
+
+@pytest.mark.parametrize("quality", [75, 90])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+@pytest.mark.parametrize("colour", ["red", "magenta", "lime", "blue"])
+@pytest.mark.parametrize("around", ["photo", "white", "black"])
+def test_paint_of_a_colour_is_found_in_a_compressed_picture_to_within_two_pixels(
+    photo, tmp_path, around: str, colour: str, suffix: str, quality: int
+):
+    picture = photo if around == "photo" else Image.new("RGB", photo.size, around)
+    with_paint(picture, colour).save(tmp_path / f"mask{suffix}", quality=quality)
+    found = np.asarray(of_colour(open_image(tmp_path / f"mask{suffix}"), colour)) == 0
+    assert found[BOX[1] + 1 : BOX[3], BOX[0] + 1 : BOX[2]].all()
+    outside = found.copy()
+    outside[BOX[1] - 2 : BOX[3] + 3, BOX[0] - 2 : BOX[2] + 3] = False
+    assert not outside.any()
+    if around != "photo":
+        assert (found != in_box(photo)).mean() < 0.001
+
+
+def test_what_is_transparent_has_no_colour(photo):
+    layer = Image.new("RGBA", photo.size, (255, 0, 0, 0))
+    ImageDraw.Draw(layer).rectangle(BOX, (255, 0, 0, 255))
+    np.testing.assert_array_equal(np.asarray(of_colour(layer, "red")) == 0, in_box(photo))
+    layer = Image.new("RGBA", photo.size, (0, 0, 0, 0))
+    ImageDraw.Draw(layer).rectangle(BOX, "white")
+    np.testing.assert_array_equal(np.asarray(of_colour(layer, "white")) == 0, in_box(photo))
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ("half", {"colour": "red"}, "mask_colour is red and mask is half, expected a picture as the mask"),
+        ("painted=a.png", {"colour": "red"}, "mask is painted=a.png, expected a picture as the mask"),
+        ("white.png", {"colour": "reed"}, "mask_colour is 'reed', expected an opaque colour such as"),
+        ("white.png", {"colour": "red"}, "mask_colour is red, which no pixel of the mask has, expected"),
+        (
+            "outpaint=1,1,1,1",
+            {"invert": True},
+            "invert_mask is True and mask is outpaint=1,1,1,1, expected",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(picture, tmp_path, monkeypatch, words, options, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", SIZE, 255).save("white.png")
+    with pytest.raises(ValueError, match=message):
+        picture_and_mask(words, picture, KEY, **options)

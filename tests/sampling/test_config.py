@@ -292,6 +292,19 @@ def test_paths_of_any_kind_are_taken(kind, tmp_path: Path):
     assert RePaintSchedulerConfig.from_pretrained(kind(tmp_path), kind(Path("a/scheduler"))) == config
 
 
+@pytest.mark.parametrize("config", [None, 3, [("eta", 0)], "scheduler_config.json"])
+def test_what_is_no_dict_is_refused(config):
+    with pytest.raises(TypeError, match=f"config is {re.escape(repr(config))}, expected a dict"):
+        RePaintSchedulerConfig.from_dict(config)
+
+
+@pytest.mark.parametrize("name", ["variance_type", "beta_schedule", "undo"])
+@pytest.mark.parametrize("value", [["a"], {}, 1])
+def test_choice_in_a_file_that_is_no_text_is_refused(name: str, value):
+    with pytest.raises(ValueError, match=f"{name} is {re.escape(repr(value))}, expected one of "):
+        RePaintSchedulerConfig.from_dict(DDPM_FILE | {name: value})
+
+
 @pytest.mark.parametrize("name", ["rescale_betas_zero_snr", "thresholding"])
 def test_options_of_other_schedulers_that_would_change_the_result_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name} is True, expected false"):

@@ -82,9 +82,30 @@ def test_a_ladder_of_a_thousand_levels_costs_nothing(make):
         (lambda c: c.edm(sigma_min=80, sigma_max=80), ValueError, "sigma_min is 80 and sigma_max is 80"),
         (lambda c: c.edm(rho=0), ValueError, "rho is 0, expected a positive number"),
         (lambda c: c.flow(shift=-1), ValueError, "shift is -1, expected a positive number"),
+        (lambda c: c.edm(sigma_min="2"), TypeError, "sigma_min is '2', expected a positive number"),
+        (lambda c: c.edm(sigma_max=True), TypeError, "sigma_max is True, expected a positive number"),
+        (lambda c: c.edm(sigma_max=np.nan), ValueError, "sigma_max is nan, expected a positive number"),
+        (lambda c: c.edm(rho=[7]), TypeError, r"rho is \[7\], expected a positive number"),
+        (lambda c: c.edm(rho=10**400), ValueError, "rho is 10+, expected a positive number"),
+        (lambda c: c.edm(rho=0.001), ValueError, "rho is 0.001, expected a number that gives rising noise"),
+        (lambda c: c.flow(shift=np.ones(2)), TypeError, r"shift is an array of shape \(2,\) and dtype fl"),
+        (
+            lambda c: c.flow(shift=1e-320),
+            ValueError,
+            "shift is 1e-320, expected a number that gives rising",
+        ),
+        (
+            lambda c: c.from_sigmas([1.0, 1e200]),
+            ValueError,
+            r"sigmas\[1\] is 1e\+200, expected noise levels",
+        ),
+        (lambda c: c.from_sigmas([1e-12]), ValueError, r"sigmas\[0\] is 1e-12, expected noise levels that"),
+        (lambda c: c.from_sigmas(np.array(["a"] * 99)), TypeError, r"sigmas is an array of shape \(99,\)"),
+        (lambda c: c.flow("9"), TypeError, "num_train_timesteps is '9', expected an integer"),
         (lambda c: c.flow(0), ValueError, "num_train_timesteps is 0, expected an integer of at least 1"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         call(rp.RePaintSchedulerConfig)
+    assert len(str(raised.value).splitlines()) == 1
