@@ -17,7 +17,7 @@ from scipy import ndimage
 from repaint_jax.pictures.blending import smooth_continuation
 from repaint_jax.pictures.images import array_to_uint8, resized, uint8_to_array
 
-DEFAULT_CONTEXT = 0.25
+DEFAULT_CONTEXT = 0.25  # measured in docs/guides/sizes.md
 _LONGEST = 3  # a hole that is this many times longer than it is thick gets several windows
 _PARTS = 8  # holes that are closer than this share of a window's side are one
 
@@ -107,7 +107,7 @@ class Canvas:
         detail, is continued smoothly into the hole and added there, so that no seam shows. Pixels that are
         softly known keep their detail: they change by what the model changed of them.
         """
-        changed = filling - self.cut(window, filling.shape[:2])[0]
+        seen, _ = self.cut(window, filling.shape[:2])
         if self._shared:  # large pictures are copied only once they change
             self.pixels, self._mask, self._shared = self.pixels.copy(), self._mask.copy(), False
         (rows, height), (columns, width) = self._sides(window)
@@ -120,7 +120,8 @@ class Canvas:
         if known.any() and window.hole.shape != filling.shape[:2]:
             filled = filled + smooth_continuation(before - filled, known)
         soft = (self._mask[part] > 0)[..., None]
-        filled = np.where(soft, before + _resized(changed, window.hole.shape)[inside], filled)
+        changes = _resized(filling - seen, window.hole.shape)[inside]
+        filled = np.where(soft, before + changes, filled)
         filled = np.clip(filled, -1, 1)[hole]
         self.pixels[part][hole] = array_to_uint8(filled) if self.pixels.dtype == np.uint8 else filled
         self._mask[part][hole] = 1
