@@ -179,18 +179,23 @@ def watch_chains(
     for number, rows in enumerate(filling.rounds()):
         chain = chain_of(rows, *filling.cut(rows))
         for calls_done, samples in enumerate(_calls_of(chain, num_model_calls), start=1):
-            pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
-            if calls_done == num_model_calls:
-                filling.put(rows, pictures)
-                make = partial(filling.copy().output, output_type)
-            else:
-                make = partial(_put, filling.copy(), rows, pictures, output_type)
+            with mesh_of_devices(chain.devices):
+                pictures = _finite(chain.as_pictures(samples)[: chain.num_results])
+                if calls_done == num_model_calls:
+                    filling.put(rows, pictures)
+            predicted = None if calls_done == num_model_calls else (rows, pictures)
+            make = partial(_output, filling.copy(), output_type, chain, predicted)
             yield WatchedPictures(number * num_model_calls + calls_done, total, make)
 
 
-def _put(filling: Filling, rows: Sequence[Row], pictures: jax.Array, output_type: str) -> Any:
-    filling.put(rows, pictures)
-    return filling.output(output_type)
+def _output(
+    filling: Filling, output_type: str, chain: Chain, predicted: tuple[Sequence[Row], jax.Array] | None
+) -> Any:
+    """Return the pictures with what is predicted for some rows, if anything."""
+    with mesh_of_devices(chain.devices):
+        if predicted is not None:
+            filling.put(*predicted)
+        return filling.output(output_type)
 
 
 def _calls_of(chain: Chain, num_model_calls: int) -> Iterator[jax.Array]:
