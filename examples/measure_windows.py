@@ -17,7 +17,7 @@ import numpy as np
 from scipy.linalg import sqrtm
 
 from repaint_jax.pictures.blending import smooth_continuation
-from repaint_jax.pictures.windows import Canvas, plan_windows
+from repaint_jax.pictures.windows import Canvas, plan_windows, resized_array
 
 CONTEXTS = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
@@ -79,10 +79,8 @@ def error(covariance: np.ndarray, side: int, hole: np.ndarray, size: int, contex
 
     canvas = Canvas(np.zeros((side, side, 1), np.float32), (~hole).astype(np.float32)[..., None])
     known_to_model = canvas.cut(window, (size, size))[1][..., 0].ravel() == 1
-    from repaint_jax.pictures.windows import _resized
-
-    down = linear(lambda image: _resized(image, (size, size)), shape)
-    up = linear(lambda image: _resized(image, shape), (size, size))
+    down = linear(lambda image: resized_array(image, (size, size)), shape)
+    up = linear(lambda image: resized_array(image, shape), (size, size))
     of_model, noise = conditional(down @ in_window @ down.T, known_to_model)
 
     # The model's image is a map of the window's pixels, of which it uses the known ones, and noise.

@@ -153,23 +153,18 @@ class RePaintPipeline(DiffusionModel):
             ValueError: if pictures and masks do not fit the model or each other.
             FloatingPointError: if the result is not finite.
         """
-        check_output_type(output_type, self.image_shape, keep_alpha)
-        state = self._scheduled(
-            state,
-            num_inference_steps,
-            eta,
-            jump_length,
-            jump_n_sample,
-            num_model_calls=num_model_calls,
-            strength=strength,
-        )
-        filling, chain_of = self._chains(
+        filling, chain_of, calls = self._chains(
             image,
             mask_image,
-            state,
+            (num_inference_steps, eta, jump_length, jump_n_sample),
+            num_model_calls=num_model_calls,
+            state=state,
+            strength=strength,
+            output_type=output_type,
             key=key,
             num_samples=num_samples,
-            fit=_checked_fit(fit, resize),
+            resize=resize,
+            fit=fit,
             context=context,
             background=background,
             keep_alpha=keep_alpha,
@@ -184,8 +179,6 @@ class RePaintPipeline(DiffusionModel):
             cond_fn=cond_fn,
             cond_params=cond_params,
         )
-        filling.check_output(output_type)
-        calls = state.num_model_calls or 0
         return run_chains(filling, chain_of, calls, output_type, preview_calls, progress)
 
     def watch(
@@ -220,41 +213,49 @@ class RePaintPipeline(DiffusionModel):
             TypeError: at once, as for a call of the pipeline.
             ValueError: at once, as for a call of the pipeline.
         """
-        check_output_type(output_type, self.image_shape, options.get("keep_alpha", False))
-        state = self._scheduled(
-            state,
-            num_inference_steps,
-            eta,
-            jump_length,
-            jump_n_sample,
+        filling, chain_of, calls = self._chains(
+            image,
+            mask_image,
+            (num_inference_steps, eta, jump_length, jump_n_sample),
             num_model_calls=num_model_calls,
+            state=state,
             strength=strength,
+            output_type=output_type,
+            key=key,
+            **options,
         )
-        fit = _checked_fit(options.pop("fit", "exact"), options.pop("resize", False))
-        filling, chain_of = self._chains(image, mask_image, state, key=key, fit=fit, **options)
-        filling.check_output(output_type)
-        return watch_chains(filling, chain_of, state.num_model_calls or 0, output_type)
+        return watch_chains(filling, chain_of, calls, output_type)
 
     def _chains(
         self,
         image: Any,
         mask_image: Any,
-        state: RePaintSchedulerState,
+        resampling: Sequence[Any],
         *,
+        num_model_calls: int | None = None,
+        state: RePaintSchedulerState | None = None,
+        strength: float = 1.0,
+        output_type: str,
         key: jax.Array,
         num_samples: int = 1,
+        resize: bool = False,
+        fit: str = "exact",
         observation_noise: float = 0.0,
         class_labels: Any = None,
         **options: Any,
-    ) -> tuple[Filling, ChainOfRows]:
-        """Return the pictures to fill, and what makes a chain of some of their rows."""
+    ) -> tuple[Filling, ChainOfRows, int]:
+        """Return the pictures to fill, what makes a chain of some of their rows, and a chain's calls."""
+        check_output_type(output_type, self.image_shape, options.get("keep_alpha", False))
+        schedule = self._scheduled(state, *resampling, num_model_calls=num_model_calls, strength=strength)
         check_int("num_samples", num_samples, 1)
         of_pictures = {name: options.pop(name) for name in PICTURE_OPTIONS if name in options}
+        of_pictures["fit"] = _checked_fit(fit, resize)
         check_noise_of_latents(self.latents, of_pictures.get("soft_mask", False), observation_noise)
         make = self.filling_maker(
-            state, num_samples=num_samples, observation_noise=observation_noise, **of_pictures
+            schedule, num_samples=num_samples, observation_noise=observation_noise, **of_pictures
         )
         filling = make(image, mask_image)
+        filling.check_output(output_type)
         if class_labels is not None:
             class_labels = checked_labels(
                 "class_labels", class_labels, filling.num_pictures, self.unet_config, self.classifier
@@ -269,10 +270,10 @@ class RePaintPipeline(DiffusionModel):
             if rows[0].window is not None:
                 row_keys = window_keys(row_keys, jnp.array([row.window for row in rows])[filled_up])
             labels = None if class_labels is None else class_labels[results // num_samples]
-            model_fn, params = self.guided_model(state.config, labels, **options)
+            model_fn, params = self.guided_model(schedule.config, labels, **options)
             inputs = images[filled_up], masks[filled_up], row_keys
             return make_chain(
-                state,
+                schedule,
                 model_fn,
                 params,
                 *inputs,
@@ -282,7 +283,7 @@ class RePaintPipeline(DiffusionModel):
                 observation_noise,
             )
 
-        return filling, chain_of
+        return filling, chain_of, schedule.num_model_calls or 0
 
     def filling_maker(
         self, state: RePaintSchedulerState, *, num_samples: int = 1, **of_pictures: Any
@@ -300,13 +301,10 @@ class RePaintPipeline(DiffusionModel):
 
     def _check_memory(self, state: RePaintSchedulerState, shape: tuple[int, int, int]) -> None:
         """Raise MemoryError if the network needs more memory for a picture of a shape than there is."""
-        height, width, channels = shape
-        if self.latents is not None:
-            height, width = height // self.latents.factor, width // self.latents.factor
-            channels = self.latents.channels
+        of_network = shape if self.latents is None else self.latents.shape_of(shape)
         with contextlib.suppress(NotImplementedError):  # the backend or the system does not tell
             available = memory_of_device(jax.local_devices()[0])
-            needed = bytes_needed(state, self.model_fn, self.params, (height, width, channels), 1)
+            needed = bytes_needed(state, self.model_fn, self.params, of_network, 1)
             if needed > available:
                 raise MemoryError(
                     f"image is of {shape[0]} x {shape[1]} pixels, for which the network needs "

@@ -14,7 +14,7 @@ import jax
 import metrics
 import numpy as np
 from problems import Problem, gaussian_problem, mixture_problem
-from samplers.library import call_budget, resampling, white_renoising
+from samplers.chains import call_budget, resampling, white_renoising
 from samplers.sampler import Sampler
 from simulation import draw_results, moments
 from tqdm import tqdm

@@ -15,8 +15,8 @@ import numpy as np
 from measurement import METRICS, Moments, Samples, excess, measure, target_of
 from problems import FAMILIES, TUNING_SEED, Family
 from samplers import daps, ddnm, ddrm, ding, dps, lanpaint, mmps, pigdm, smcdiff, tds
+from samplers.chains import call_budget, resampling
 from samplers.levels import LEVELS, even
-from samplers.library import call_budget, resampling
 from samplers.sampler import Sampler
 from tqdm import tqdm
 

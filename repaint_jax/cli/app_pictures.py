@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,7 +267,7 @@ def windows_shown(pipe: RePaintPipeline, task: Task) -> list[tuple[Image.Image, 
         return [(picture, f"the model sees the whole picture, {part.width} x {part.height} pixels")]
     ((canvas,), _) = make_canvases(part, mask, pipe.image_shape)
     height, width, _ = pipe.image_shape
-    windows = [one for turn in plan_windows(canvas.hole, (height, width), task.context) for one in turn]
+    windows = list(chain(*plan_windows(canvas.hole, (height, width), task.context)))
     draw, scale = ImageDraw.Draw(picture), picture.width / task.picture.width
     cuts = []
     for number, window in enumerate(windows):
@@ -327,7 +328,7 @@ def fill(
     if calls > MAX_MODEL_CALLS:
         raise ValueError(f"this schedule has {calls:,} model calls, expected at most {MAX_MODEL_CALLS:,}")
     yield Progress([], 0, calls, "preparing the network")
-    chain = pipe.watch(
+    watching = pipe.watch(
         task.before(),
         task.mask.crop(task.part),
         state=state,
@@ -338,7 +339,7 @@ def fill(
         class_labels=class_label if pipe.is_class_conditional else None,
     )
     started = next_time = -np.inf
-    for watched in chain:
+    for watched in watching:
         done, total = watched.calls_done, watched.num_model_calls
         now = time.perf_counter()
         if done == 1:
@@ -401,7 +402,7 @@ def _painted_for(mask: Image.Image, canvas: tuple[int, int]) -> NDArray[np.bool_
 
 def _part_with_windows(hole: NDArray[np.bool_], size: tuple[int, ...], context: float) -> Box:
     """Return the part of a picture that has all windows, no smaller than what is shown."""
-    windows = [one for turn in plan_windows(hole, (size[0], size[1]), context) for one in turn]
+    windows = list(chain(*plan_windows(hole, (size[0], size[1]), context)))
     ends = []
     for axis, length in enumerate(hole.shape):
         starts = [(window.top, window.left)[axis] for window in windows]

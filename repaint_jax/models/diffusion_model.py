@@ -217,10 +217,7 @@ class DiffusionModel:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """The shape [H, W, C] of what model_fn takes: latents, or the model's images."""
-        height, width, channels = self.image_shape
-        if self.latents is None:
-            return height, width, channels
-        return height // self.latents.factor, width // self.latents.factor, self.latents.channels
+        return self.image_shape if self.latents is None else self.latents.shape_of(self.image_shape)
 
     @property
     def side_multiple(self) -> int:

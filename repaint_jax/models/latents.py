@@ -62,6 +62,11 @@ class LatentSpace:
         """Return the side of a latent's cell in pixels."""
         return self.config.factor
 
+    def shape_of(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape [H, W, C] of the latents of images of a shape."""
+        height, width, _ = image_shape
+        return height // self.factor, width // self.factor, self.channels
+
     def autoencoder(self) -> Autoencoder:
         """Return the autoencoder as a module."""
         return nnx.merge(self.graphdef, self.params)

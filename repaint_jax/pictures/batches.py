@@ -17,12 +17,12 @@ from repaint_jax.pictures.images import (
     array_to_pil,
     checked_range,
     image_pixels,
+    in_floats,
     in_model_range,
     mask_to_array,
     pil_mode,
     resize_together,
     resized,
-    uint8_to_array,
 )
 from repaint_jax.pictures.windows import Canvas
 from repaint_jax.sampling.checks import check_choice, check_flag, check_int
@@ -57,12 +57,8 @@ def make_batch(
     resize: bool = False,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
-    input_range: Range | None = None,
-    grow_mask: int = 0,
-    feather: int = 0,
     soft_mask: bool = False,
-    noisy: bool = False,
-    whole: bool = False,
+    **checks: Any,
 ) -> Batch:
     """Convert the pictures and masks that a pipeline takes, to the model's size.
 
@@ -73,14 +69,8 @@ def make_batch(
         resize: whether to resize PIL images and their masks to the model's size, see `resize_together`.
         background: the colour behind transparent pixels, see `colours.rgb`.
         keep_alpha: whether the looks include the alpha channels of PIL images.
-        input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
-            UserWarning tells of arrays without a negative value.
-        grow_mask: the number of pixels by which holes grow, or shrink if it is negative.
-        feather: the width of the rim in which results fade into their pictures. The masks of the batch are
-            0 there, too.
         soft_mask: whether masks keep values between 0 and 1.
-        noisy: whether floating arrays may have finite values outside the range.
-        whole: whether what is in the hole matters, too.
+        checks: `input_range`, `grow_mask`, `feather`, `noisy` and `whole`, see `_checked`.
     """
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     if keep_alpha:
@@ -91,10 +81,8 @@ def make_batch(
     if resize:
         images, masks = resize_together(images, masks, image_shape, background, soft_masks=soft_mask)
     shapes = [image_shape] * len(images)
-    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
-    pixels, holes, fades = inputs
-    in_range = [uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels]
-    return Batch(np.stack(in_range), np.stack(holes), looks, fades)
+    pixels, holes, fades = _checked(images, masks, shapes, soft_mask=soft_mask, **checks)
+    return Batch(np.stack([in_floats(one) for one in pixels]), np.stack(holes), looks, fades)
 
 
 def make_canvases(
@@ -104,17 +92,12 @@ def make_canvases(
     *,
     background: Colour = DEFAULT_BACKGROUND,
     keep_alpha: bool = False,
-    input_range: Range | None = None,
-    grow_mask: int = 0,
-    feather: int = 0,
-    soft_mask: bool = False,
-    noisy: bool = False,
-    whole: bool = False,
+    **checks: Any,
 ) -> tuple[list[Canvas], Sequence[Look]]:
     """Convert pictures and masks of any size, see `make_batch`."""
     images, masks, looks = _read(image, mask_image, image_shape, background, keep_alpha)
     shapes = [_own_shape(one, image_shape[-1]) for one in images]
-    inputs = _checked(images, masks, shapes, input_range, grow_mask, feather, soft_mask, noisy, whole)
+    inputs = _checked(images, masks, shapes, **checks)
     return [Canvas(*of_one) for of_one in zip(*inputs, strict=True)], looks
 
 
@@ -138,14 +121,28 @@ def _checked(
     images: Sequence[Any],
     masks: Sequence[Any],
     shapes: Sequence[tuple[int, int, int]],
-    input_range: Range | None,
-    grow_mask: int,
-    feather: int,
-    soft_mask: bool,
-    noisy: bool,
-    whole: bool,
+    *,
+    input_range: Range | None = None,
+    grow_mask: int = 0,
+    feather: int = 0,
+    soft_mask: bool = False,
+    noisy: bool = False,
+    whole: bool = False,
 ) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]], list[Fade]]:
-    """Return pixels, uint8 or in [-1, 1], masks, and how results fade."""
+    """Return pixels, uint8 or in [-1, 1], masks, and how results fade.
+
+    Args:
+        images: PIL images in the model's colours, or arrays.
+        masks: a mask for each.
+        shapes: the shape that each image must have.
+        input_range: the values of black and white in floating arrays. If None, these are -1 and 1, and a
+            UserWarning tells of arrays without a negative value.
+        grow_mask: the number of pixels by which holes grow, or shrink if it is negative.
+        feather: the width of the rim in which results fade into their pictures. The masks are 0 there, too.
+        soft_mask: whether masks keep values between 0 and 1.
+        noisy: whether floating arrays may have finite values outside the range.
+        whole: whether what is in the hole matters, too.
+    """
     check_int("grow_mask", grow_mask, None)
     check_int("feather", feather, 0)
     check_flag("soft_mask", soft_mask)

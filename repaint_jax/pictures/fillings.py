@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repaint_jax.pictures.batches import Batch, Look, as_output, make_batch, make_canvases, with_look
 from repaint_jax.pictures.blending import faded
-from repaint_jax.pictures.images import array_to_uint8, uint8_to_array, uint8_to_pil
+from repaint_jax.pictures.images import array_to_uint8, in_floats, uint8_to_pil
 from repaint_jax.pictures.windows import DEFAULT_CONTEXT, Canvas, Window, plan_windows, whole_window
 from repaint_jax.sampling.checks import check_choice, check_noise, check_number
 
@@ -172,12 +172,9 @@ class WindowedPictures:
         return *self._originals[0].whole(), self._looks[0].profile
 
     def check_output(self, output_type: str) -> None:
-        sizes = sorted({canvas.pixels.shape[:2] for canvas in self._canvases})
-        if output_type != "pil" and len(sizes) > 1:
-            raise ValueError(
-                "image has pictures of {} x {} and of {} x {} pixels, expected one size with output_type="
-                "{!r}, or 'pil'".format(*sizes[0], *sizes[1], output_type)
-            )
+        if output_type != "pil":
+            sizes = [canvas.pixels.shape[:2] for canvas in self._canvases]
+            _check_one_size(sizes, f"output_type={output_type!r}, or 'pil'")
 
     def output(self, output_type: str) -> Any:
         pixels = [canvas.faded() for canvas in self._canvases]
@@ -186,7 +183,7 @@ class WindowedPictures:
                 uint8_to_pil(one if one.dtype == np.uint8 else array_to_uint8(one)) for one in pixels
             )
             return [with_look(one, self._looks[i // self._num_samples]) for i, one in enumerate(pictures)]
-        images = np.stack([uint8_to_array(one) if one.dtype == np.uint8 else one for one in pixels])
+        images = np.stack([in_floats(one) for one in pixels])
         return as_output(jnp.asarray(images) if output_type == "jax" else images, output_type, self._looks)
 
 
@@ -240,11 +237,19 @@ def make_filling(
         plans = [plan_windows(canvas.hole, (height, width), context) for canvas in canvases]
         return WindowedPictures(canvases, plans, (height, width), looks, num_samples, WINDOWS_AT_ONCE)
     windows = [whole_window(canvas.hole | noisy, multiple) for canvas in canvases]
-    sizes = sorted({window.hole.shape for window in windows})
-    if len(sizes) > 1:
+    sizes = [window.hole.shape for window in windows]
+    _check_one_size(sizes, "fit='native'")
+    height, width = sizes[0]
+    check_memory((height, width, channels))
+    plans = [[[window]] for window in windows]
+    return WindowedPictures(canvases, plans, (height, width), looks, num_samples, 1)
+
+
+def _check_one_size(sizes: Sequence[tuple[int, ...]], reason: str) -> None:
+    different = sorted(set(sizes))
+    if len(different) > 1:
         raise ValueError(
-            "image has pictures of {} x {} and of {} x {} pixels, expected one size with "
-            "fit='native'".format(*sizes[0], *sizes[1])
+            "image has pictures of {} x {} and of {} x {} pixels, expected one size with {}".format(
+                *different[0], *different[1], reason
+            )
         )
-    check_memory((*sizes[0], channels))
-    return WindowedPictures(canvases, [[[window]] for window in windows], sizes[0], looks, num_samples, 1)

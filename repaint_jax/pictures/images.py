@@ -321,6 +321,11 @@ def uint8_to_array(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels.astype(np.float32) / 127.5 - 1
 
 
+def in_floats(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert pixels, uint8 or floating in [-1, 1], to float32 in [-1, 1]."""
+    return uint8_to_array(pixels) if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
+
+
 def array_to_uint8(array: Any) -> NDArray[np.uint8]:
     """Convert values in [-1, 1] to 0..255, clipped. This inverts `image_to_array` exactly."""
     return np.round(np.clip((np.asarray(array, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)

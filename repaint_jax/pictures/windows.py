@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from repaint_jax.pictures.blending import smooth_continuation
-from repaint_jax.pictures.images import array_to_uint8, resized, uint8_to_array
+from repaint_jax.pictures.images import array_to_uint8, in_floats, resized
 
 DEFAULT_CONTEXT = 0.25  # measured in docs/guides/sizes.md
 _LONGEST = 3  # a hole that is this many times longer than it is thick gets several windows
@@ -79,7 +79,7 @@ class Canvas:
         between = (self._fade > 0) & (self._fade < 1)
         rows, columns, _ = np.nonzero(between)
         weights = self._fade[rows, columns]
-        filled, before = (_floating(pixels[rows, columns]) for pixels in (self.pixels, self._original))
+        filled, before = (in_floats(pixels[rows, columns]) for pixels in (self.pixels, self._original))
         mixed = filled + weights * (before - filled)
         result = self.pixels.copy()
         result[rows, columns] = array_to_uint8(mixed) if result.dtype == np.uint8 else mixed
@@ -87,7 +87,7 @@ class Canvas:
 
     def whole(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the picture [H, W, C] in [-1, 1] and its mask [H, W, 1]."""
-        return _floating(self.pixels), self._mask[..., None].astype(np.float32)
+        return in_floats(self.pixels), self._mask[..., None].astype(np.float32)
 
     def cut(self, window: Window, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what the model sees of a window, as an image [*size, C] in [-1, 1] and a mask [*size, 1].
@@ -95,9 +95,9 @@ class Canvas:
         A pixel is unknown if any unknown pixel contributes to it.
         """
         seen = np.ix_(*(_mirrored(*of_side) for of_side in self._sides(window)))
-        image = _resized(_floating(self.pixels[seen]), size)
+        image = resized_array(in_floats(self.pixels[seen]), size)
         mask = self._mask[seen][..., None]
-        unknown, soft = _resized(mask == 0, size), _resized(mask, size)
+        unknown, soft = resized_array(mask == 0, size), resized_array(mask, size)
         return image, np.where(unknown > 1e-6, 0, np.where(soft > 1 - 1e-6, 1, soft)).astype(np.float32)
 
     def put_back(self, window: Window, filling: NDArray[np.float32]) -> None:
@@ -107,7 +107,6 @@ class Canvas:
         detail, is continued smoothly into the hole and added there, so that no seam shows. Pixels that are
         softly known keep their detail: they change by what the model changed of them.
         """
-        seen, _ = self.cut(window, filling.shape[:2])
         if self._shared:  # large pictures are copied only once they change
             self.pixels, self._mask, self._shared = self.pixels.copy(), self._mask.copy(), False
         (rows, height), (columns, width) = self._sides(window)
@@ -115,13 +114,15 @@ class Canvas:
         hole = window.hole[inside]
         rows, columns = rows[rows >= 0], columns[columns >= 0]
         part = np.s_[rows[0] : rows[0] + hole.shape[0], columns[0] : columns[0] + hole.shape[1]]
-        known, before = self._mask[part] == 1, _floating(self.pixels[part])
-        filled = _resized(filling, window.hole.shape)[inside]
+        known, before = self._mask[part] == 1, in_floats(self.pixels[part])
+        filled = resized_array(filling, window.hole.shape)[inside]
         if known.any() and window.hole.shape != filling.shape[:2]:
             filled = filled + smooth_continuation(before - filled, known)
-        soft = (self._mask[part] > 0)[..., None]
-        changes = _resized(filling - seen, window.hole.shape)[inside]
-        filled = np.where(soft, before + changes, filled)
+        soft = hole & (self._mask[part] > 0)
+        if soft.any():
+            seen, _ = self.cut(window, filling.shape[:2])
+            changes = resized_array(filling - seen, window.hole.shape)[inside]
+            filled = np.where(soft[..., None], before + changes, filled)
         filled = np.clip(filled, -1, 1)[hole]
         self.pixels[part][hole] = array_to_uint8(filled) if self.pixels.dtype == np.uint8 else filled
         self._mask[part][hole] = 1
@@ -268,11 +269,7 @@ def _mirrored(positions: NDArray[np.int_], length: int) -> NDArray[np.int_]:
     return np.where(positions < length, positions, 2 * length - 1 - positions)
 
 
-def _floating(pixels: NDArray[Any]) -> NDArray[np.float32]:
-    return uint8_to_array(pixels) if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-
-
-def _resized(array: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
+def resized_array(array: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
     """Resize an array [h, w, C] to another height and width."""
     array = array.astype(np.float32)
     if array.shape[:2] == tuple(size):

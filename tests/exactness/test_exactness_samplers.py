@@ -10,6 +10,7 @@ import pytest
 from peers import PEERS, make
 from reference import posterior as gaussian_posterior
 from reference import propagate_correlated
+from samplers.chains import call_budget
 from samplers.daps import daps
 from samplers.ddnm import ddnm
 from samplers.ddrm import ddrm
@@ -17,7 +18,6 @@ from samplers.ding import ding, ding_delayed
 from samplers.dps import dps
 from samplers.lanpaint import lanpaint
 from samplers.levels import dense, even
-from samplers.library import call_budget
 from samplers.mmps import mmps
 from samplers.pigdm import pigdm
 from samplers.sampler import Sampler
